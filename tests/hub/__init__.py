@@ -1,0 +1,11 @@
+"""A stand-in for the ModelScope hub, on loopback.
+
+It speaks the HTTP interface that the pinned SDK uses, and nothing more. Four parts to read:
+`store` (models, revisions, blobs), `routes` (what each address answers), `faults` (how an answer
+goes wrong on purpose) and `server` (sockets, the log, the queue of faults).
+"""
+
+from tests.hub.server import Hub
+from tests.hub.store import Store
+
+__all__ = ["Hub", "Store"]

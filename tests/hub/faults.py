@@ -1,0 +1,86 @@
+"""How an answer goes wrong on purpose. A fault takes the right answer and returns another one.
+
+Queue them in a test's own body: `hub.queue("file", truncate(1000), file="model.safetensors")`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tests.hub.server import Answer, Fault, Response
+
+Files = list[dict[str, Any]]
+
+
+def passes(answer: Answer) -> Response:
+    """Nothing goes wrong this time."""
+    return answer()
+
+
+def refuse(answer: Answer) -> Response:
+    """The connection is reset before any answer."""
+    return Response(refuse=True)
+
+
+def status(code: int, message: str = "", **headers: str) -> Fault:
+    """An error status, as JSON; `Retry_After="1"` becomes a header."""
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    payload = {"Code": code, "Success": False, "Message": message or f"status {code}"}
+    return lambda answer: Response.json(payload, code, **fields)
+
+
+def truncate(after: int) -> Fault:
+    """The connection is reset after some bytes of the body."""
+    return lambda answer: changed(answer(), cut=after)
+
+
+def stall(after: int = -1) -> Fault:
+    """Nothing comes any more after some bytes of the body; by default not even headers."""
+    return lambda answer: changed(answer(), stall=after)
+
+
+def slow(rate: float) -> Fault:
+    """The body comes at `rate` bytes a second."""
+    return lambda answer: changed(answer(), rate=rate)
+
+
+def corrupt(answer: Answer) -> Response:
+    """The right number of bytes, the first of them wrong."""
+    response = answer()
+    body = b"".join(response.chunks(1 << 20))
+    return changed(response, body=bytes([body[0] ^ 1]) + body[1:])
+
+
+def page(html: str = "<html><body>Please sign in</body></html>") -> Fault:
+    """A page where something else was asked for, with status 200."""
+    return lambda answer: Response(200, html.encode(), {"Content-Type": "text/html"})
+
+
+def answers(payload: Any) -> Fault:
+    """Some other JSON than the right one, with status 200."""
+    return lambda answer: Response.json(payload)
+
+
+def edit(change: Callable[[Files], object]) -> Fault:
+    """The file list after `change`, which alters it in place."""
+
+    def fault(answer: Answer) -> Response:
+        payload = json.loads(answer().body)
+        change(payload["Data"]["Files"])
+        return Response.json(payload)
+
+    return fault
+
+
+def named(name: str) -> Fault:
+    """The file list with one more entry, a small file called `name`."""
+    entry = {"Name": name, "Path": name, "Type": "blob", "Size": 4, "Sha256": "0" * 64}
+    return edit(lambda files: files.append(entry))
+
+
+def changed(response: Response, **fields: Any) -> Response:
+    for name, value in fields.items():
+        setattr(response, name, value)
+    return response

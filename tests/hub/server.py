@@ -1,0 +1,311 @@
+"""The hub's sockets: one thread a connection, a log of requests, a queue of faults."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.cookies import SimpleCookie
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from tests.hub.store import Store
+
+CHUNK = 1 << 18
+
+
+@dataclass
+class Slice:
+    """A part of a file, sent from disk."""
+
+    path: Path
+    start: int
+    length: int
+
+
+@dataclass
+class Response:
+    """An answer, and how it is delivered; a fault changes the one or the other."""
+
+    status: int = 200
+    body: bytes | Slice = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    announce: int | None = None  # the Content-Length to state, when not the body's own
+    cut: int | None = None  # bytes of body after which the connection is reset
+    stall: int | None = None  # bytes of body after which nothing comes any more; -1: no headers
+    rate: float | None = None  # bytes a second
+    refuse: bool = False  # reset the connection instead of an answer
+
+    @classmethod
+    def json(cls, payload: Any, status: int = 200, **headers: str) -> Response:
+        body = json.dumps(payload).encode()
+        return cls(status, body, {"Content-Type": "application/json", **headers})
+
+    def __len__(self) -> int:
+        return self.body.length if isinstance(self.body, Slice) else len(self.body)
+
+    def chunks(self, size: int) -> Iterator[bytes]:
+        if isinstance(self.body, bytes):
+            yield from (self.body[i : i + size] for i in range(0, len(self.body), size))
+            return
+        left = self.body.length
+        with self.body.path.open("rb") as file:
+            file.seek(self.body.start)
+            while left and (chunk := file.read(min(size, left))):
+                left -= len(chunk)
+                yield chunk
+
+
+@dataclass
+class Request:
+    """A request as the routes see it, and the line that the log keeps of it."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: Any
+    user: str | None = None
+    token: str | None = None
+    body: bytes | Path = b""
+    route: str = ""
+    file: str = ""
+    status: int = 0
+    sent: int = 0
+    received: int = 0
+
+    @property
+    def json(self) -> dict:
+        return json.loads(self.body)
+
+
+Answer = Callable[[], Response]
+Fault = Callable[[Answer], Response]
+
+
+@dataclass
+class Queued:
+    route: str
+    fault: Fault
+    file: str | None
+
+
+class Hub:
+    """The stand-in hub: `with Hub(store) as hub:` serves on 127.0.0.1 until the block ends.
+
+    `latency` is seconds before each answer; `rate` is bytes a second for a connection;
+    `connections` is the number of file transfers at once beyond which the hub answers 429.
+    """
+
+    def __init__(
+        self, store: Store, *, latency: float = 0, rate: float | None = None, connections: int = 0
+    ) -> None:
+        self.store = store
+        self.latency = latency
+        self.rate = rate
+        self.connections = connections
+        self.busy = 0
+        self.log: list[Request] = []
+        self.problems: list[str] = []
+        self.faults: list[Queued] = []
+        self.lock = threading.Lock()
+        self.closing = threading.Event()
+        self.server = _Server(("127.0.0.1", 0), _handler(self))
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> Hub:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.closing.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+    def queue(self, route: str, *faults: Fault, file: str | None = None, times: int = 1) -> None:
+        """Let the next requests of `route` (for `file`) meet `faults`, one each, in this order."""
+        with self.lock:
+            self.faults += [Queued(route, fault, file) for fault in faults * times]
+
+    def next_fault(self, request: Request) -> Fault | None:
+        with self.lock:
+            for queued in self.faults:
+                if queued.route == request.route and queued.file in (None, request.file):
+                    self.faults.remove(queued)
+                    return queued.fault
+        return None
+
+    def requests(self, route: str, file: str | None = None) -> list[Request]:
+        return [r for r in self.log if r.route == route and file in (None, r.file)]
+
+    def sent(self, route: str = "file") -> int:
+        return sum(request.sent for request in self.requests(route))
+
+    def received(self, route: str = "blob") -> int:
+        return sum(request.received for request in self.requests(route))
+
+    def check(self) -> None:
+        """Raise when a request was of no known route, broke the hub, or a fault was never met."""
+        unmet = [f"{queued.route} {queued.file or ''}: never met" for queued in self.faults]
+        assert not self.problems + unmet, "\n".join(self.problems + unmet)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 256
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away is no problem of the hub's."""
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    from tests.hub import routes
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def log_message(self, *args: object) -> None:
+            """The hub's own log is `hub.log`."""
+
+        def handle_request(self) -> None:
+            request = self.read_head()
+            hub.log.append(request)
+            with hub.lock:
+                hub.busy += request.method == "GET"
+            try:
+                response = self.answer(request)
+                request.status = 0 if response.refuse else response.status
+                self.deliver(request, response)
+            except OSError:
+                self.close_connection = True
+            finally:
+                with hub.lock:
+                    hub.busy -= request.method == "GET"
+
+        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
+
+        def read_head(self) -> Request:
+            url = urlsplit(self.path)
+            query = {k: v[-1] for k, v in parse_qs(url.query, keep_blank_values=True).items()}
+            bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
+            cookie = SimpleCookie(self.headers.get("Cookie", "")).get("m_session_id")
+            token = bearer or (cookie.value if cookie else None)
+            user = hub.store.users.get(token or "")
+            return Request(
+                self.command, unquote(url.path), query, self.headers, user=user, token=token
+            )
+
+        def read_body(self, request: Request) -> None:
+            """Take the body in: to a file when it is a blob, else into memory."""
+            length = int(self.headers.get("Content-Length") or 0)
+            if request.route != "blob":
+                request.body = self.rfile.read(length)
+                request.received = len(request.body)
+                return
+            request.body = hub.store.new_file()
+            with request.body.open("wb") as file:
+                while request.received < length:
+                    chunk = self.rfile.read1(min(CHUNK, length - request.received))
+                    if not chunk:
+                        raise ConnectionError("the client went away")
+                    file.write(chunk)
+                    request.received += len(chunk)
+                    self.pace(len(chunk), hub.rate)
+
+        def answer(self, request: Request) -> Response:
+            route = routes.find(request)
+            if route is None:
+                hub.problems.append(f"unknown route: {request.method} {self.path}")
+                return Response(404)
+            fault = hub.next_fault(request)
+            if hub.latency:
+                time.sleep(hub.latency)
+            if request.route == "file" and 0 < hub.connections < hub.busy:
+                return Response(429, headers={"Retry-After": "1"})
+            try:
+                self.read_body(request)
+                return (
+                    fault(lambda: route(hub.store, request)) if fault else route(hub.store, request)
+                )
+            except OSError:
+                raise
+            except Exception:
+                hub.problems.append(traceback.format_exc())
+                return Response(500)
+
+        def deliver(self, request: Request, response: Response) -> None:
+            if response.refuse:
+                self.reset()
+                return
+            if response.stall == -1:
+                self.hang()
+                return
+            length = len(response) if response.announce is None else response.announce
+            self.send_response_only(response.status)
+            for name, value in {"Content-Length": str(length), **response.headers}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if request.method != "HEAD":
+                self.send_body(request, response)
+            if length != len(response):
+                self.close_connection = True
+
+        def send_body(self, request: Request, response: Response) -> None:
+            rate = response.rate or hub.rate
+            end = min(x for x in (response.cut, response.stall, len(response)) if x is not None)
+            if isinstance(response.body, Slice) and rate is None and end == len(response):
+                with response.body.path.open("rb") as file:
+                    try:
+                        self.connection.sendfile(file, response.body.start, response.body.length)
+                    finally:
+                        request.sent = file.tell() - response.body.start
+                return
+            for chunk in response.chunks(CHUNK if rate is None else max(1, int(rate / 20))):
+                chunk = chunk[: end - request.sent]
+                self.wfile.write(chunk)
+                request.sent += len(chunk)
+                self.pace(len(chunk), rate)
+                if request.sent == end:
+                    break
+            if response.cut is not None:
+                self.reset()
+            elif response.stall is not None:
+                self.hang()
+
+        def pace(self, moved: int, rate: float | None) -> None:
+            """Hold a connection to `rate`, in bytes a second, whatever the sleeps overshoot."""
+            if rate is None:
+                return
+            now = time.monotonic()
+            self.due = max(getattr(self, "due", now), now - 0.1) + moved / rate
+            hub.closing.wait(max(0.0, self.due - now))
+
+        def reset(self) -> None:
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self.close_connection = True
+
+        def hang(self) -> None:
+            """Say nothing more until the client gives up or the hub closes."""
+            self.close_connection = True
+            self.connection.settimeout(0.05)
+            while not hub.closing.is_set():
+                try:
+                    if not self.connection.recv(1):
+                        return
+                except TimeoutError:
+                    continue
+
+    return Handler
