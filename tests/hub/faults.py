@@ -36,8 +36,10 @@ def truncate(after: int) -> Fault:
     return lambda answer: changed(answer(), cut=after)
 
 
-def stall(after: int = -1) -> Fault:
-    """Nothing comes any more after some bytes of the body; by default not even headers."""
+def stall(after: int | None = None) -> Fault:
+    """Nothing comes any more after some bytes of the body; by default nothing is done or said."""
+    if after is None:
+        return lambda answer: Response(stall=-1)
     return lambda answer: changed(answer(), stall=after)
 
 

@@ -94,6 +94,8 @@ class Queued:
     route: str
     fault: Fault
     file: str | None
+    always: bool = False
+    met: bool = False
 
 
 class Hub:
@@ -137,11 +139,18 @@ class Hub:
         with self.lock:
             self.faults += [Queued(route, fault, file) for fault in faults * times]
 
+    def always(self, route: str, fault: Fault, file: str | None = None) -> None:
+        """Let every request of `route` (for `file`) meet `fault`, once the queue is through."""
+        with self.lock:
+            self.faults.append(Queued(route, fault, file, always=True))
+
     def next_fault(self, request: Request) -> Fault | None:
         with self.lock:
             for queued in self.faults:
                 if queued.route == request.route and queued.file in (None, request.file):
-                    self.faults.remove(queued)
+                    queued.met = True
+                    if not queued.always:
+                        self.faults.remove(queued)
                     return queued.fault
         return None
 
@@ -156,7 +165,7 @@ class Hub:
 
     def check(self) -> None:
         """Raise when a request was of no known route, broke the hub, or a fault was never met."""
-        unmet = [f"{queued.route} {queued.file or ''}: never met" for queued in self.faults]
+        unmet = [f"{q.route} {q.file or ''}: never met" for q in self.faults if not q.met]
         assert not self.problems + unmet, "\n".join(self.problems + unmet)
 
 
