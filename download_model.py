@@ -285,11 +285,14 @@ def download(model_id: str, revision: str, cache_dir: str) -> str:
     with checked_lists(model_id):
         endpoint = HubApi().resolve_endpoint_for_read(model_id)
         files = HubApi(endpoint=endpoint).list_repo_files(model_id, "model", revision=revision)
-        wanted = {file.path: file.size for file in files if not file.is_dir}
+        files = [file for file in files if not file.is_dir]
+        wanted = {file.path: file.size for file in files}
         where = {"revision": revision, "cache_dir": cache_dir, "endpoint": endpoint}
         os.makedirs(cache_dir, exist_ok=True)
         check_space(wanted, find_snapshot(model_id, **where), cache_dir)
         folder = snapshot_download(model_id, **where)
+    if unknown := [file.path for file in files if not file.sha256]:
+        print(f"WARNING: the hub gives no digest to check these by: {unknown}", file=sys.stderr)
     if strangers := sorted(sizes_in(Path(folder)).keys() - wanted.keys()):
         print(f"WARNING: not in this revision, yet in {folder}: {strangers}", file=sys.stderr)
     return folder

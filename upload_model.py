@@ -36,6 +36,8 @@ SETTINGS = {
     "MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS": "600",
 }
 
+BATCH = 64  # blobs that the hub is asked about at once, as by the SDK
+
 # A full model has these; an adapter may do without.
 KEY_FILES = ("config.json", "tokenizer_config.json")
 # What the SDK leaves behind anyway, at any depth: version control, caches, its own bookkeeping.
@@ -249,19 +251,37 @@ def upload(repo_id: str, folder: Path, names: list[str], left_out: list[str], me
 
 
 def check_upload(repo_id: str, folder: Path, names: list[str]) -> None:
-    """Raise RuntimeError unless the hub lists each file with the digest that it has here now."""
-    from modelscope_hub import HubApi
+    """Raise RuntimeError unless the hub holds each file with the digest that it has here now."""
     from modelscope_hub.utils import compute_hash
 
+    paths = [folder / name for name in names]
     with ThreadPoolExecutor() as pool:
-        digests = dict(zip(names, pool.map(compute_hash, map(folder.joinpath, names)), strict=True))
-    for pause in (0, 1, 2, 4):  # a hub of many machines may take a moment to list a commit
+        digests = dict(zip(names, pool.map(compute_hash, paths), strict=True))
+    sizes = {name: path.stat().st_size for name, path in zip(names, paths, strict=True)}
+    for pause in (0, 1, 2, 4):  # a hub of many machines may take a moment to show a commit
         time.sleep(pause)
-        listed = {file.path: file.sha256 for file in HubApi().list_repo_files(repo_id, "model")}
-        wrong = [name for name in names if listed.get(name) != digests[name]]
-        if not wrong:
+        if not (missing := find_missing(repo_id, digests, sizes)):
             return
-    raise RuntimeError(f"上传后 {repo_id} 中缺少或不同于本地的文件：{wrong}")
+    raise RuntimeError(f"上传后 {repo_id} 中缺少或不同于本地的文件：{missing}")
+
+
+def find_missing(repo_id: str, digests: dict[str, str], sizes: dict[str, int]) -> list[str]:
+    """Return the files that the hub lists with no or another digest, or has no blob for."""
+    from modelscope_hub import HubApi
+    from modelscope_hub._upload import _is_lfs  # which files are blobs is the SDK's own rule
+
+    hub = HubApi()
+    listed = {file.path: file.sha256 for file in hub.list_repo_files(repo_id, "model")}
+    wrong = {name for name, digest in digests.items() if listed.get(name) != digest}
+    blobs = [name for name, size in sizes.items() if size and _is_lfs(name, size, "model")]
+    objects = [
+        {"oid": oid, "size": size} for oid, size in {digests[n]: sizes[n] for n in blobs}.items()
+    ]
+    for start in range(0, len(objects), BATCH):
+        answer = hub.legacy.validate_blobs(repo_id, "model", objects[start : start + BATCH])
+        wanted = {oid for oid, address in answer.items() if address}
+        wrong |= {name for name in blobs if digests[name] in wanted}
+    return sorted(wrong)
 
 
 class Failures(logging.Handler):

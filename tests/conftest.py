@@ -2,99 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.client import ROOT, Client, Result, tree, wait_until
 from tests.hub import Hub, Store
 
-ROOT = Path(__file__).resolve().parent.parent
-
-# The SDK's own settings keep its waits short; without them it would back off for minutes.
-SHORT_WAITS = {
-    "MODELSCOPE_API_CONNECT_TIMEOUT": "2",
-    "MODELSCOPE_API_MAX_RETRIES": "2",
-    "MODELSCOPE_API_TIMEOUT": "5",
-    "MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS": "1",
-    "MODELSCOPE_DOWNLOAD_TIMEOUT": "1",
-    "MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "2",
-    "MODELSCOPE_REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS": "1",
-    "MODELSCOPE_REPO_TREE_PAGE_TIMEOUT_SECONDS": "2",
-}
-
-
-@dataclass
-class Result:
-    """What a command left behind: its exit code and its two streams."""
-
-    code: int
-    out: str
-    err: str
-    seconds: float = 0.0
-
-    @property
-    def lines(self) -> list[str]:
-        return self.out.splitlines()
-
-
-class Client:
-    """A machine with nothing but the environment it needs, a HOME of its own, and the scripts."""
-
-    def __init__(self, tmp_path: Path, hub: Hub) -> None:
-        self.home = tmp_path / "home"
-        self.work = tmp_path / "work"
-        self.home.mkdir()
-        self.work.mkdir()
-        self.env = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "HOME": str(self.home),
-            "MODELSCOPE_ENDPOINT": hub.url,
-            **SHORT_WAITS,
-        }
-
-    def start(self, *command: object, **env: str | None) -> subprocess.Popen[str]:
-        """Start a command in `work`; a script's name stands for `python SCRIPT`."""
-        words = [str(word) for word in command]
-        if words[0].endswith(".py"):
-            words = [sys.executable, str(ROOT / words[0]), *words[1:]]
-        environment = {k: v for k, v in {**self.env, **env}.items() if v is not None}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        return subprocess.Popen(
-            words, cwd=self.work, env=environment, text=True, encoding="utf-8", **pipes
-        )
-
-    def run(self, *command: object, timeout: float = 60, **env: str | None) -> Result:
-        started = time.monotonic()
-        with self.start(*command, **env) as process:
-            try:
-                out, err = process.communicate(timeout=timeout)
-            except BaseException:
-                process.kill()
-                raise
-        return Result(process.returncode, out, err, time.monotonic() - started)
-
-    def interrupt(self, process: subprocess.Popen[str], when: Callable[[], object]) -> Result:
-        """Send Ctrl-C to `process` as soon as `when()` holds, and time how long it takes to end."""
-        with process:
-            wait_until(when)
-            started = time.monotonic()
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
-        return Result(process.returncode, out, err, time.monotonic() - started)
-
-
-def wait_until(holds: Callable[[], object], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.005)
+__all__ = ["ROOT", "Client", "Result", "tree", "wait_until"]
 
 
 @pytest.fixture
@@ -112,9 +28,3 @@ def hub(store: Store) -> Iterator[Hub]:
 @pytest.fixture
 def client(tmp_path: Path, hub: Hub) -> Client:
     return Client(tmp_path, hub)
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    """The files below `folder` and their bytes."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

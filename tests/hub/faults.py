@@ -36,6 +36,44 @@ def truncate(after: int) -> Fault:
     return lambda answer: changed(answer(), cut=after)
 
 
+def short(missing: int) -> Fault:
+    """The body ends early, and the connection is closed as if all were well."""
+
+    def fault(answer: Answer) -> Response:
+        response = answer()
+        body = b"".join(response.chunks(1 << 20))
+        return changed(response, body=body[:-missing], announce=len(body))
+
+    return fault
+
+
+def long(extra: int, *, announced: bool) -> Fault:
+    """The body is longer than the file, and than it says itself unless `announced`."""
+
+    def fault(answer: Answer) -> Response:
+        response = answer()
+        body = b"".join(response.chunks(1 << 20))
+        announce = len(body) + extra if announced else len(body)
+        return changed(response, body=body + bytes(extra), announce=announce)
+
+    return fault
+
+
+def redirect(location: str) -> Fault:
+    """Another address, as a hub gives for its storage."""
+    return lambda answer: Response(302, headers={"Location": location})
+
+
+def first(action: Callable[[], object], then: Fault = passes) -> Fault:
+    """Something happens on this machine before the answer."""
+
+    def fault(answer: Answer) -> Response:
+        action()
+        return then(answer)
+
+    return fault
+
+
 def stall(after: int | None = None) -> Fault:
     """Nothing comes any more after some bytes of the body; by default nothing is done or said."""
     if after is None:
@@ -63,6 +101,11 @@ def page(html: str = "<html><body>Please sign in</body></html>") -> Fault:
 def answers(payload: Any) -> Fault:
     """Some other JSON than the right one, with status 200."""
     return lambda answer: Response.json(payload)
+
+
+def reads(body: bytes) -> Fault:
+    """Some other body than the right one, with status 200."""
+    return lambda answer: Response(200, body, {"Content-Type": "application/json"})
 
 
 def edit(change: Callable[[Files], object]) -> Fault:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
@@ -118,16 +119,30 @@ class Hub:
         self.faults: list[Queued] = []
         self.lock = threading.Lock()
         self.closing = threading.Event()
+        self.open: set[socket.socket] = set()
         self.server = _Server(("127.0.0.1", 0), _handler(self))
-        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> Hub:
-        self.thread.start()
+        self.serve()
         return self
+
+    def serve(self) -> None:
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def restart(self) -> None:
+        """Break every connection, and be there again at the same address."""
+        address = self.server.server_address
+        self.server.shutdown()
+        self.server.server_close()
+        for connection in list(self.open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        self.server = _Server(address, _handler(self))
+        self.serve()
 
     def __exit__(self, *exc: object) -> None:
         self.closing.set()
@@ -184,6 +199,14 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
         disable_nagle_algorithm = True
+
+        def setup(self) -> None:
+            super().setup()
+            hub.open.add(self.connection)
+
+        def finish(self) -> None:
+            hub.open.discard(self.connection)
+            super().finish()
 
         def log_message(self, *args: object) -> None:
             """The hub's own log is `hub.log`."""
