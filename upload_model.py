@@ -19,6 +19,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -34,6 +35,8 @@ PROGRESS_SECONDS = 10  # between two lines of progress, where there is no termin
 SETTINGS = {
     # A hub that has a whole blob and says nothing would be waited for an hour, then tried again.
     "MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS": "600",
+    # Small files wait for answers, not for the link.
+    "MODELSCOPE_UPLOAD_MAX_CONCURRENT_WORKERS": "16",
 }
 
 BATCH = 64  # blobs that the hub is asked about at once, as by the SDK
@@ -191,17 +194,22 @@ def list_files(folder: Path) -> list[str]:
     for root, folders, files in os.walk(folder, onerror=raise_error):
         folders[:] = [name for name in folders if name not in NOT_MODEL]
         paths = [Path(root, name) for name in files if name not in NOT_MODEL]
-        bad += [path for path in paths if not path.is_file() or "\\" in path.name]
+        bad += [path for path in paths if not path.is_file() or has_odd_name(path)]
         bad += [path for path in (Path(root, name) for name in folders) if path.is_symlink()]
         bad += [Path(root)] if len(folders) + len(paths) >= LIMIT else []
         names += [path.relative_to(folder).as_posix() for path in paths]
     if bad:
         shown = sorted(path.relative_to(folder).as_posix() for path in bad)
         raise ValueError(
-            f"目录中有无法上传的条目（失效或指向目录的链接、管道、套接字、名称含反斜杠、"
-            f"或目录内不少于 {LIMIT} 项）：{shown}"
+            f"目录中有无法上传的条目（失效或指向目录的链接、管道、套接字、"
+            f"名称含反斜杠或不是 UTF-8、或目录内不少于 {LIMIT} 项）：{shown}"
         )
     return names
+
+
+def has_odd_name(path: Path) -> bool:
+    """Tell whether the hub cannot hold the name, or a download would refuse it."""
+    return "\\" in path.name or path.name != path.name.encode(errors="replace").decode()
 
 
 def raise_error(error: OSError) -> NoReturn:
@@ -227,10 +235,11 @@ def warn(folder: Path, names: list[str]) -> list[str]:
 def upload(repo_id: str, folder: Path, names: list[str], left_out: list[str], message: str) -> None:
     """Upload `folder` but for `left_out` as a commit to the `master` of a repo that exists.
 
-    Raises LookupError for a missing repo, which the SDK would create, for all to see; RuntimeError
-    when the hub does not hold the folder afterwards; and what the SDK raises.
+    Raises LookupError for a missing repo, RuntimeError when the hub does not hold the folder
+    afterwards, and what the SDK raises.
     """
     from modelscope.hub.api import HubApi
+    from modelscope_hub._upload import UploadTracker
 
     api = HubApi()
     if not api.repo_exists(repo_id, re_raise=True):
@@ -238,50 +247,68 @@ def upload(repo_id: str, folder: Path, names: list[str], left_out: list[str], me
             f"仓库 {repo_id} 不存在，或当前登录无权查看；"
             f"创建：modelscope create {repo_id} --repo-type model --visibility private"
         )
+    api._api.uploader._create_repo_fn = None  # it would make a missing repo, for all to see
     print(f"Uploading folder: {folder}  -->  {repo_id}")
-    with contextlib.redirect_stdout(sys.stderr):  # the SDK's report
+    # The SDK's record of digests is believed by its next run, whatever the hub has lost since: so
+    # each run has a new one, and not in the folder. Its report is no result of ours.
+    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
+        record = Path(scratch, "record")
         api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
             commit_message=message,
             ignore_patterns=[glob.escape(name) for name in left_out],
-            use_cache=False,  # it would be kept in the folder, and believed when the hub lost files
+            use_cache=True,
+            tracker_path=record,
         )
-    check_upload(repo_id, folder, sorted(set(names) - set(left_out)))
+        sent = read_record(UploadTracker(record, repo_id), folder, set(names) - set(left_out))
+    check_upload(repo_id, sent)
 
 
-def check_upload(repo_id: str, folder: Path, names: list[str]) -> None:
-    """Raise RuntimeError unless the hub holds each file with the digest that it has here now."""
-    from modelscope_hub.utils import compute_hash
+def read_record(record: Any, folder: Path, names: set[str]) -> dict[str, tuple[str, int]]:
+    """Return the digest and the size in bytes of each file as it was sent.
 
-    paths = [folder / name for name in names]
-    with ThreadPoolExecutor() as pool:
-        digests = dict(zip(names, pool.map(compute_hash, paths), strict=True))
-    sizes = {name: path.stat().st_size for name, path in zip(names, paths, strict=True)}
+    The digest is empty for a file that has another size or time by now.
+    """
+    sent = {}
+    for name in names:
+        stat = os.stat(folder / name)
+        known = record.get_hash(name, stat.st_mtime, stat.st_size) or {"file_hash": ""}
+        sent[name] = (known["file_hash"], stat.st_size)
+    return sent
+
+
+def check_upload(repo_id: str, sent: dict[str, tuple[str, int]]) -> None:
+    """Raise RuntimeError unless the hub holds each file with the digest that was sent."""
     for pause in (0, 1, 2, 4):  # a hub of many machines may take a moment to show a commit
         time.sleep(pause)
-        if not (missing := find_missing(repo_id, digests, sizes)):
+        with ThreadPoolExecutor() as pool:
+            finders = [pool.submit(find, repo_id, sent) for find in (find_unlisted, find_lost)]
+        if not (missing := sorted(set().union(*(finder.result() for finder in finders)))):
             return
     raise RuntimeError(f"上传后 {repo_id} 中缺少或不同于本地的文件：{missing}")
 
 
-def find_missing(repo_id: str, digests: dict[str, str], sizes: dict[str, int]) -> list[str]:
-    """Return the files that the hub lists with no or another digest, or has no blob for."""
+def find_unlisted(repo_id: str, sent: dict[str, tuple[str, int]]) -> set[str]:
+    """Return the files that the hub does not list, or lists with another digest."""
+    from modelscope_hub import HubApi
+
+    listed = {file.path: file.sha256 for file in HubApi().list_repo_files(repo_id, "model")}
+    return {name for name, (digest, _) in sent.items() if listed.get(name) != digest}
+
+
+def find_lost(repo_id: str, sent: dict[str, tuple[str, int]]) -> set[str]:
+    """Return the files whose blob the hub would take once more: its storage has lost it."""
     from modelscope_hub import HubApi
     from modelscope_hub._upload import _is_lfs  # which files are blobs is the SDK's own rule
 
-    hub = HubApi()
-    listed = {file.path: file.sha256 for file in hub.list_repo_files(repo_id, "model")}
-    wrong = {name for name, digest in digests.items() if listed.get(name) != digest}
-    blobs = [name for name, size in sizes.items() if size and _is_lfs(name, size, "model")]
-    objects = [
-        {"oid": oid, "size": size} for oid, size in {digests[n]: sizes[n] for n in blobs}.items()
-    ]
+    blobs = {name for name, (_, size) in sent.items() if size and _is_lfs(name, size, "model")}
+    objects = [{"oid": oid, "size": size} for oid, size in {sent[name] for name in blobs}]
+    wanted = set()
     for start in range(0, len(objects), BATCH):
-        answer = hub.legacy.validate_blobs(repo_id, "model", objects[start : start + BATCH])
-        wanted = {oid for oid, address in answer.items() if address}
-        wrong |= {name for name in blobs if digests[name] in wanted}
-    return sorted(wrong)
+        answer = HubApi().legacy.validate_blobs(repo_id, "model", objects[start : start + BATCH])
+        wanted |= {oid for oid, address in answer.items() if address}
+    return {name for name in blobs if sent[name][0] in wanted}
 
 
 class Failures(logging.Handler):
