@@ -36,6 +36,11 @@ SETTINGS = {
     # A file may take as long as it needs: an hour, the SDK's limit, is too short for 50 GB at
     # 1 MB/s. Connections that stall or crawl still end by the SDK's idle and low-speed limits.
     "MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(30 * 24 * 3600),
+    # Large files come in parts, over several connections: most links give one only a share.
+    "MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS": "8",
+    "MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "128",
+    "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "32",
+    "MODELSCOPE_API_CONNECTION_POOL_MAXSIZE": "64",
     # A second run waits as long for a file that the first one is fetching.
     "MODELSCOPE_DOWNLOAD_FILE_LOCK_TIMEOUT_SECONDS": str(30 * 24 * 3600),
 }
@@ -196,8 +201,8 @@ def check_names(model_id: str, revision: str, cache_dir: str) -> None:
 def check_files(entries: list[dict[str, Any]], model_id: str) -> dict[str, tuple]:
     """Return what the hub's list says of each file: its size in bytes and its digest.
 
-    Raises ValueError for a list that the SDK would take as it is: one without files, one that
-    the hub has cut short, one with a name that leads out of the folder.
+    Raises ValueError for a list without files, for one that the hub has cut short, and for one
+    with a name that leads out of the folder.
     """
     from modelscope_hub.constants import REPO_FILES_TRUNCATION_LIMIT as LIMIT
 
@@ -237,6 +242,23 @@ def checked_lists(model_id: str) -> Iterator[None]:
         LegacyClient.list_repo_files = read
 
 
+class PartsBar:
+    """Progress of a file that comes in parts; for the others the SDK draws a bar of its own."""
+
+    def __init__(self, name: str, size: int) -> None:
+        from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
+        from tqdm.auto import tqdm
+
+        looks = {"unit": "B", "unit_scale": True, "desc": name, "leave": False}
+        self.bar = tqdm(total=size, disable=size <= IN_PARTS, **looks)
+
+    def update(self, size: int) -> None:
+        self.bar.update(size)
+
+    def end(self) -> None:
+        self.bar.close()
+
+
 def sizes_in(folder: Path) -> dict[str, int]:
     """Return the size in bytes of each file below `folder`, by its name there."""
     sizes = {}
@@ -271,6 +293,13 @@ def find_snapshot(model_id: str, **where: str) -> dict[str, int]:
         return {}
 
 
+def workers(wanted: dict[str, int]) -> int:
+    """Return how many files to fetch at once: few, when large ones come over many connections."""
+    from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
+
+    return 4 if max(wanted.values()) > IN_PARTS else 32
+
+
 def download(model_id: str, revision: str, cache_dir: str) -> str:
     """Download `revision` of a model below `cache_dir` and return the absolute path of its folder.
 
@@ -290,7 +319,9 @@ def download(model_id: str, revision: str, cache_dir: str) -> str:
         where = {"revision": revision, "cache_dir": cache_dir, "endpoint": endpoint}
         os.makedirs(cache_dir, exist_ok=True)
         check_space(wanted, find_snapshot(model_id, **where), cache_dir)
-        folder = snapshot_download(model_id, **where)
+        folder = snapshot_download(
+            model_id, **where, max_workers=workers(wanted), progress_callbacks=[PartsBar]
+        )
     if unknown := [file.path for file in files if not file.sha256]:
         print(f"WARNING: the hub gives no digest to check these by: {unknown}", file=sys.stderr)
     if strangers := sorted(sizes_in(Path(folder)).keys() - wanted.keys()):

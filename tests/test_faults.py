@@ -14,11 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.client import tree, wait_until
-from tests.faults import BIG, DOWNLOADS, FILES, MODEL, UPLOADS, Case, Scene, judge, scene_of
+from tests.faults import BIG, DOWNLOADS, FILES, MODEL, PARTS, UPLOADS, Case, Scene, judge, scene_of
 from tests.hub.faults import slow
 from tests.hub.server import Response
 
-KILLS = int(os.environ.get("TEST_KILLS", "16"))
+KILLS = int(os.environ.get("TEST_KILLS", "18"))
 EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "12"))
 BOUND = 20  # seconds, with waits as short as `tests.faults` makes them
 
@@ -53,15 +53,15 @@ def test_fault_ends_truly_and_the_next_run_moves_what_is_missing(case: Case) -> 
         assert scene.moved() - before <= to_move
 
 
-@pytest.mark.parametrize("upload", [False, True], ids=["download", "upload"])
-@pytest.mark.parametrize("seed", range(4))
-def test_kills_at_random_moments_lose_nothing(upload: bool, seed: int) -> None:
-    chance = random.Random(seed)
-    with scene_of(Case("kills", lambda scene: None, upload=upload)) as scene:
-        scene.hub.rate = 300_000
+@pytest.mark.parametrize("way", ["download", "in parts", "upload"])
+@pytest.mark.parametrize("seed", range(3))
+def test_kills_at_random_moments_lose_nothing(way: str, seed: int) -> None:
+    chance, upload, env = random.Random(seed), way == "upload", PARTS if way == "in parts" else {}
+    with scene_of(Case("kills", lambda scene: None, upload=upload, env=env)) as scene:
+        scene.hub.rate = 500_000 if env else 1_500_000
         kills = 0
-        while kills < KILLS // 8:
-            with scene.client.start(*scene.command("ours")) as process:
+        while kills < KILLS // 9:
+            with scene.client.start(*scene.command("ours"), **env) as process:
                 try:
                     process.wait(chance.uniform(0.2, 2.5))
                 except subprocess.TimeoutExpired:
