@@ -35,6 +35,14 @@ def test_requirements_are_exact_pins_and_those_of_the_tests_agree() -> None:
     assert ours.items() <= pins((ROOT / "tests/requirements.txt").read_text()).items()
 
 
+def test_readme_names_one_line_to_install_for_a_script_alone_and_its_versions_are_ours() -> None:
+    [line] = set(re.findall(r"pip install modelscope\S* [^`\n]*", README))
+    named = dict(re.findall(r"([\w-]+)==([\w.]+)", line))
+    assert line == "pip install " + " ".join(f"{k}=={v}" for k, v in named.items())
+    assert named.keys() == {"modelscope", "modelscope-hub"}
+    assert named.items() <= pins((ROOT / "requirements.txt").read_text()).items()
+
+
 def test_ci_runs_the_test_command_of_the_readme() -> None:
     command = "python -m pytest -c tests/pytest.ini tests"
     assert f"```sh\n{command}\n```" in README
