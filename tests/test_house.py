@@ -28,11 +28,19 @@ def test_header_of_a_script_names_the_versions_of_requirements(script: str) -> N
 
 
 def test_requirements_are_exact_pins_and_those_of_the_tests_agree() -> None:
-    for file in ("requirements.txt", "tests/requirements.txt"):
+    for file in ("requirements.txt", "tests/requirements.txt", "tests/requirements-torch.txt"):
         lines = (ROOT / file).read_text().splitlines()
         assert all(re.match(r"#|[\w-]+==[\w.]+", line) for line in lines)
     ours = pins((ROOT / "requirements.txt").read_text())
     assert ours.items() <= pins((ROOT / "tests/requirements.txt").read_text()).items()
+
+
+def test_readme_names_one_line_to_install_for_a_script_alone_and_its_versions_are_ours() -> None:
+    [line] = set(re.findall(r"pip install modelscope\S* [^`\n]*", README))
+    named = dict(re.findall(r"([\w-]+)==([\w.]+)", line))
+    assert line == "pip install " + " ".join(f"{k}=={v}" for k, v in named.items())
+    assert named.keys() == {"modelscope", "modelscope-hub"}
+    assert named.items() <= pins((ROOT / "requirements.txt").read_text()).items()
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:

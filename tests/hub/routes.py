@@ -127,7 +127,7 @@ def batch(store: Store, request: Request, owner: str, name: str) -> Response:
     """LFS: an address for each blob that the hub has not; it says nothing of those that it has."""
     if refusal := refuse_write(store, request, f"{owner}/{name}"):
         return refusal
-    base = f"http://{request.headers['Host']}/lfs/{owner}/{name}"
+    base = f"{request.scheme}://{request.headers['Host']}/lfs/{owner}/{name}"
     missing = [o for o in request.json["objects"] if o["oid"] not in store.blobs]
     return ok(
         {"objects": [o | {"actions": {"upload": {"href": f"{base}/{o['oid']}"}}} for o in missing]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -74,6 +75,7 @@ class Request:
     headers: Any
     user: str | None = None
     token: str | None = None
+    scheme: str = "http"
     body: bytes | Path = b""
     route: str = ""
     file: str = ""
@@ -103,11 +105,18 @@ class Hub:
     """The stand-in hub: `with Hub(store) as hub:` serves on 127.0.0.1 until the block ends.
 
     `latency` is seconds before each answer; `rate` is bytes a second for a connection;
-    `connections` is the number of file transfers at once beyond which the hub answers 429.
+    `connections` is the number of file transfers at once beyond which the hub answers 429;
+    with `tls` it speaks HTTPS.
     """
 
     def __init__(
-        self, store: Store, *, latency: float = 0, rate: float | None = None, connections: int = 0
+        self,
+        store: Store,
+        *,
+        latency: float = 0,
+        rate: float | None = None,
+        connections: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.store = store
         self.latency = latency
@@ -120,11 +129,21 @@ class Hub:
         self.lock = threading.Lock()
         self.closing = threading.Event()
         self.open: set[socket.socket] = set()
-        self.server = _Server(("127.0.0.1", 0), _handler(self))
+        self.tls = tls
+        self.scheme = "https" if tls else "http"
+        self.server = self.listen(("127.0.0.1", 0))
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_port}"
+        return f"{self.scheme}://127.0.0.1:{self.server.server_port}"
+
+    def listen(self, address: tuple[str, int]) -> ThreadingHTTPServer:
+        server = _Server(address, _handler(self))
+        if self.tls:  # the handshake is for a connection's own thread, at its first read
+            server.socket = self.tls.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        return server
 
     def __enter__(self) -> Hub:
         self.serve()
@@ -141,7 +160,7 @@ class Hub:
         for connection in list(self.open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self.server = _Server(address, _handler(self))
+        self.server = self.listen(address)
         self.serve()
 
     def __exit__(self, *exc: object) -> None:
@@ -235,9 +254,8 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             cookie = SimpleCookie(self.headers.get("Cookie", "")).get("m_session_id")
             token = bearer or (cookie.value if cookie else None)
             user = hub.store.users.get(token or "")
-            return Request(
-                self.command, unquote(url.path), query, self.headers, user=user, token=token
-            )
+            who = {"user": user, "token": token, "scheme": hub.scheme}
+            return Request(self.command, unquote(url.path), query, self.headers, **who)
 
         def read_body(self, request: Request) -> None:
             """Take the body in: to a file when it is a blob, else into memory."""
