@@ -41,6 +41,9 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     command = "python -m pytest -c tests/pytest.ini tests"
     assert f"```sh\n{command}\n```" in README
     assert f"\n{command}\n" in (ROOT / ".ci/run").read_text()
+    images = "python -m pytest -c tests/pytest.ini -n 0 -m image tests"
+    assert f"```sh\n{images}\n```" in README
+    assert f"\nIMAGE_BUILDER=buildah {images}\n" in (ROOT / ".ci/run").read_text()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
