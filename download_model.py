@@ -24,7 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn, TextIO
 
 DEFAULT_MODEL = "YukinoStuki/Qwen3-4B-Plus-Merged"
@@ -202,7 +202,7 @@ def check_files(entries: list[dict[str, Any]], model_id: str) -> dict[str, tuple
     """Return what the hub's list says of each file: its size in bytes and its digest.
 
     Raises ValueError for a list without files, for one that the hub has cut short, and for one
-    with a name that leads out of the folder.
+    with names that lead out of the folder or get in each other's way.
     """
     from modelscope_hub.constants import REPO_FILES_TRUNCATION_LIMIT as LIMIT
 
@@ -214,7 +214,10 @@ def check_files(entries: list[dict[str, Any]], model_id: str) -> dict[str, tuple
     files = [entry for entry in entries if entry.get("Type") != "tree"]
     if not files:
         raise ValueError(f"the hub lists no files in this revision of {model_id}")
-    return {file["Path"]: (file.get("Size"), file.get("Sha256")) for file in files}
+    said = {file["Path"]: (file.get("Size"), file.get("Sha256")) for file in files}
+    if both := said.keys() & {str(above) for name in said for above in PurePosixPath(name).parents}:
+        raise ValueError(f"the hub lists a file and a folder of one name in {model_id}: {both}")
+    return said
 
 
 @contextlib.contextmanager

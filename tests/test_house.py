@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 
@@ -10,6 +11,7 @@ import pytest
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SCRIPTS = [path.name for path in ROOT.glob("*_model.py")]
 ALLOWED = {*SCRIPTS, "tests", "requirements.txt", "Dockerfile", "README.md"}
 
@@ -47,6 +49,9 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     command = "python -m pytest -c tests/pytest.ini tests"
     assert f"```sh\n{command}\n```" in README
     assert f"\n{command}\n" in (ROOT / ".ci/run").read_text()
+    images = "python -m pytest -c tests/pytest.ini -n 0 -m image tests"
+    assert f"```sh\n{images}\n```" in README
+    assert f"\nIMAGE_BUILDER=buildah {images}\n" in (ROOT / ".ci/run").read_text()
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -57,6 +62,22 @@ def test_readme_names_every_option_and_variable(script: str) -> None:
     assert options
     for name in [*options, *(a or b for a, b in variables)]:
         assert f"`{name}`" in README or f"`${name}`" in README, name
+
+
+def test_readme_names_every_build_argument_and_none_is_a_secret() -> None:
+    names = re.findall(r"^ARG (\w+)", DOCKERFILE, re.MULTILINE)
+    assert names
+    for name in names:
+        assert f"`{name}`" in README, name
+        assert not re.search("TOKEN|SECRET|PASSWORD", name)
+
+
+def test_every_instruction_of_the_dockerfile_has_its_reason_above_it() -> None:
+    lines = ["", *DOCKERFILE.splitlines()]
+    pairs = itertools.pairwise(lines)
+    reasons = {line: above for above, line in pairs if re.match(r"[A-Z]+ ", line)}
+    assert {line.split()[0] for line in reasons} >= {"ARG", "FROM", "COPY", "RUN", "ENV"}
+    assert [line for line, above in reasons.items() if not above.startswith("# ")] == []
 
 
 def test_nothing_else_lies_at_the_top() -> None:

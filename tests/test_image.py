@@ -1,0 +1,462 @@
+"""What the Dockerfile promises: images built against the stand-in hub, by a real builder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, Result
+from tests.hub import Hub, Store
+from tests.hub.models import WORDS, write
+from tests.image import Buildah, Builder, Docker, find_builder, registry, run
+
+pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
+
+MODEL = "alice/model"
+DRAFT = "alice/draft"
+OFFLINE = {"MODEL_DIR": "/app/model/main", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+NOBODY = "65534:65534"
+NO_BUILDER = "needs docker with a running engine or, as root, buildah and debootstrap"
+
+# A serve image as users have them: packages, a script, a user, an entrypoint, a command.
+SERVE = """
+ARG PYTHON_IMAGE
+FROM ${PYTHON_IMAGE}
+COPY requirements.txt /
+RUN pip install --no-cache-dir -c /requirements.txt safetensors tokenizers numpy
+WORKDIR /srv
+COPY serve.py ./
+USER 65534:65534
+ENTRYPOINT ["python"]
+CMD ["/srv/serve.py", "there"]
+"""
+
+# Opens the model as a server would, says what is in it, and tries to reach the address given.
+SERVER = """
+import errno, json, os, socket, sys
+from pathlib import Path
+from safetensors import safe_open
+from tokenizers import Tokenizer
+
+def reach(host, port):
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        return errno.errorcode.get(error.errno, repr(error))
+    return "reached"
+
+model = Path(os.environ["MODEL_DIR"])
+index = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
+tensors = {}
+for shard in sorted(set(index.values())):
+    with safe_open(model / shard, "numpy") as file:
+        tensors |= {name: file.get_tensor(name).tobytes().hex()[:32] for name in file.keys()}
+text = Tokenizer.from_file(str(model / "tokenizer.json")).encode("the model goes up .")
+print(json.dumps({
+    "user": os.getuid(),
+    "missing": sorted(index.keys() ^ tensors.keys()),
+    "tensors": tensors,
+    "words": text.tokens,
+    "connections": [reach(*address.split(":")) for address in sys.argv[1:]],
+}))
+"""
+
+
+@pytest.fixture(scope="session")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
+    name = find_builder()
+    if not name:
+        pytest.skip(NO_BUILDER)
+    builder = Docker() if name == "docker" else Buildah(tmp_path_factory.mktemp("buildah"))
+    try:
+        if isinstance(builder, Buildah):
+            builder.make_base()
+        yield builder
+    finally:
+        builder.close()
+
+
+@pytest.fixture(scope="session")
+def serve_image(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> str:
+    context = tmp_path_factory.mktemp("serve")
+    (context / "Dockerfile").write_text(SERVE)
+    (context / "serve.py").write_text(SERVER)
+    shutil.copy(ROOT / "tests/requirements.txt", context)
+    builder.build("serve", context=context)
+    return "serve"
+
+
+@pytest.fixture
+def model(store: Store, tmp_path: Path) -> dict[str, bytes]:
+    """The files of a model that the hub has, small but real, one of them in a folder."""
+    files = written(tmp_path / "model", MODEL, layers=2)
+    store.add(MODEL, files)
+    return files
+
+
+@pytest.fixture
+def draft(store: Store, tmp_path: Path) -> dict[str, bytes]:
+    files = written(tmp_path / "draft", DRAFT, layers=1)
+    store.add(DRAFT, files)
+    return files
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Path:
+    """A copy of this project, to edit."""
+    names = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    folder = tmp_path / "context"
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def written(folder: Path, name: str, *, layers: int) -> dict[str, bytes]:
+    folder.mkdir()
+    write(folder, name, layers=layers)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    return files | {"nested/notes.txt": name.encode()}
+
+
+def build(
+    builder: Builder, tag: str, hub: Hub, *options: object, check: bool = True, **args: object
+) -> Result:
+    """Build the model's image against the hub; capitals among `args` are build arguments."""
+    args = {"MODEL_ID": MODEL, "MODELSCOPE_ENDPOINT": hub.url, **args}
+    return builder.build(tag, *options, check=check, **args)
+
+
+def token_file(tmp_path: Path, store: Store, owner: str = "alice") -> tuple[Path, str]:
+    token = store.add_user(owner)
+    path = tmp_path / "token"
+    path.write_text(f"{token}\n")
+    return path, token
+
+
+def assert_fails(result: Result, code: int, line: str) -> None:
+    """Assert that the build failed, and that its log shows the script's own code and line."""
+    assert result.code != 0
+    assert f"exit status {code}" in result.out or f"exit code: {code}" in result.out, result.out
+    assert line in result.out, result.out
+    assert "Traceback" not in result.out
+
+
+# --- what an image holds ------------------------------------------------------------------------
+
+
+def test_public_model_is_in_the_image_and_a_python_image_serves(
+    builder: Builder, hub: Hub, model: dict[str, bytes]
+) -> None:
+    result = build(builder, "public", hub)
+    assert "Model download successful!" in result.out
+    with builder.open("public") as image:
+        assert image.tree("app/model/") == {f"main/{name}": data for name, data in model.items()}
+        entries = image.members("app/model/").values()
+        variables = dict(line.split("=", 1) for line in image.config["config"]["Env"])
+    assert all(entry.isfile() or entry.isdir() for entry in entries)
+    owned = {(entry.isdir(), entry.mode & 0o777, entry.uid, entry.gid) for entry in entries}
+    assert owned == {(False, 0o644, 0, 0), (True, 0o755, 0, 0)}
+    assert variables.items() >= OFFLINE.items()
+
+
+def test_revision_is_the_one_that_is_named(
+    builder: Builder, hub: Hub, store: Store, model: dict[str, bytes]
+) -> None:
+    store.add(MODEL, {"only.txt": b"v1.0"}, revision="v1.0")
+    build(builder, "revision", hub, "--target", "weights", MODEL_REVISION="v1.0")
+    with builder.open("revision") as image:
+        assert image.tree("") == {"main/only.txt": b"v1.0"}
+
+
+def test_private_model_comes_with_the_secret_only(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    store.add(MODEL, {"config.json": b"{}"}, private=True)
+    secret, token = token_file(tmp_path, store)
+    refused = build(builder, "private", hub, check=False)
+    assert_fails(refused, 1, "Model download FAILED: ")
+    result = build(builder, "private", hub, "--target", "weights", secret=secret)
+    assert "Using ModelScope token for authenticated download." in result.out
+    assert token not in refused.out + result.out
+    with builder.open("private") as image:
+        assert image.tree("") == {"main/config.json": b"{}"}
+
+
+def test_weights_target_holds_the_files_of_both_models_and_nothing_else(
+    builder: Builder, hub: Hub, model: dict[str, bytes], draft: dict[str, bytes]
+) -> None:
+    build(builder, "both", hub, "--target", "weights", SPEC_DRAFT_MODEL_ID=DRAFT)
+    with builder.open("both") as image:
+        files = {f"main/{name}": data for name, data in model.items()}
+        files |= {f"draft/{name}": data for name, data in draft.items()}
+        assert image.tree("") == files
+        assert image.members().keys() - files == {
+            "draft",
+            "draft/nested",
+            "main",
+            "main/nested",
+        }
+        assert {entry.mtime for entry in image.members("main/").values()} == {0}
+        assert len(image.digests) == 1
+
+
+def test_draft_revision_is_the_one_that_is_named(
+    builder: Builder, hub: Hub, store: Store, model: dict[str, bytes], draft: dict[str, bytes]
+) -> None:
+    store.add(DRAFT, {"only.txt": b"dev"}, revision="dev")
+    args = {"SPEC_DRAFT_MODEL_ID": DRAFT, "SPEC_DRAFT_MODEL_REVISION": "dev"}
+    build(builder, "draft", hub, **args)
+    with builder.open("draft") as image:
+        assert image.tree("app/model/draft/") == {"only.txt": b"dev"}
+        assert image.tree("app/model/main/") == model
+
+
+def test_optional_draft_that_fails_leaves_an_image_without_draft(
+    builder: Builder, hub: Hub, model: dict[str, bytes]
+) -> None:
+    args = {"SPEC_DRAFT_MODEL_ID": "alice/nowhere", "SPEC_DRAFT_OPTIONAL": "1"}
+    result = build(builder, "optional", hub, "--target", "weights", **args)
+    assert "[spec] Draft model download FAILED (optional, continue): " in result.out
+    with builder.open("optional") as image:
+        assert image.tree("") == {f"main/{name}": data for name, data in model.items()}
+        assert "draft" not in image.members()
+
+
+# --- builds that fail ---------------------------------------------------------------------------
+
+
+def test_draft_that_fails_fails_the_build_with_2(
+    builder: Builder, hub: Hub, model: dict[str, bytes]
+) -> None:
+    result = build(builder, "failed", hub, SPEC_DRAFT_MODEL_ID="alice/nowhere", check=False)
+    assert "Model download successful!" in result.out
+    assert_fails(result, 2, "[spec] Draft model download FAILED: ")
+
+
+def test_missing_model_fails_the_build_with_1(builder: Builder, hub: Hub) -> None:
+    result = build(builder, "failed", hub, MODEL_ID="alice/nowhere", check=False)
+    assert_fails(result, 1, "Model download FAILED: ")
+
+
+def test_blank_model_id_is_an_error_and_not_the_default(builder: Builder, hub: Hub) -> None:
+    result = build(builder, "failed", hub, MODEL_ID="", check=False)
+    assert_fails(result, 1, "Model download FAILED: ")
+    assert "MODEL_ID" in result.out
+    assert hub.log == []
+
+
+# --- secrets ------------------------------------------------------------------------------------
+
+
+def test_token_is_nowhere_in_the_image_nor_in_what_the_builder_keeps(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    store.add(MODEL, {"config.json": b"{}"}, private=True)
+    secret, token = token_file(tmp_path, store)
+    for name, target in (("secret", ()), ("secret-weights", ("--target", "weights"))):
+        build(builder, name, hub, *target, secret=secret)
+        with builder.open(name) as image:
+            assert image.tree("").keys() & {"main/config.json", "app/model/main/config.json"}
+            assert image.search(token) == set()
+            assert not [path for path in image.members() if "modelscope" in path.lower()]
+    if isinstance(builder, Buildah):  # an engine keeps its storage to itself
+        kept = run("grep", "-rlF", token, builder.root, check=False)
+        assert (kept.code, kept.out) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        "{run} cp {file} /login",
+        "{run} cp {file} /login\nRUN rm /login",
+        "{run} touch /$(cat {file})",
+        "{run} base64 -w0 {file} >/login",
+        "ENV MODELSCOPE_API_TOKEN={token}",
+        "RUN : {token}",
+    ],
+    ids=["file", "removed file", "file name", "base64", "variable", "history"],
+)
+def test_search_finds_the_token_in_an_image_that_leaks(
+    builder: Builder, store: Store, tmp_path: Path, leak: str
+) -> None:
+    secret, token = token_file(tmp_path, store)
+    folder = tmp_path / "leaks"
+    folder.mkdir()
+    words = {"run": "RUN --mount=type=secret,id=modelscope_token", "token": token}
+    leak = leak.format(file="/run/secrets/modelscope_token", **words)
+    (folder / "Dockerfile").write_text(f"ARG PYTHON_IMAGE\nFROM ${{PYTHON_IMAGE}}\n{leak}\n")
+    builder.build("leaks", "--no-cache", context=folder, secret=secret)  # no other test's token
+    with builder.open("leaks") as image:
+        assert image.search(token)
+        assert not image.search(store.add_user("bob"))
+
+
+# --- serving ------------------------------------------------------------------------------------
+
+
+def test_model_is_served_without_a_network_by_an_unprivileged_user(
+    builder: Builder, hub: Hub, model: dict[str, bytes], serve_image: str
+) -> None:
+    build(builder, "served", hub, SERVE_IMAGE=builder.ref(serve_image))
+    with builder.open("served") as image, builder.open(serve_image) as alone:
+        config, before = image.config["config"], alone.config["config"]
+    for key in ("Entrypoint", "Cmd", "User", "WorkingDir"):
+        assert config[key] == before[key], key
+    here = hub.url.removeprefix("http://")
+    words = [*config["Entrypoint"], config["Cmd"][0], here, "192.0.2.1:443"]
+    offline = builder.run("served", *words, network=False, user=NOBODY)
+    assert offline.code == 0, offline.out
+    said = json.loads(offline.lines[-1])
+    assert (said["user"], said["missing"]) == (65534, [])
+    index = json.loads(model["model.safetensors.index.json"])["weight_map"]
+    assert said["tensors"].keys() == index.keys()
+    assert set(said["words"]) < set(WORDS) - {"<unk>"}
+    assert set(said["connections"]) <= {"ENETUNREACH", "ECONNREFUSED"}
+    reached = builder.run("served", *words[:-1], network=True, user=NOBODY)
+    assert json.loads(reached.lines[-1])["connections"] == ["reached"]
+
+
+# --- what an edit costs -------------------------------------------------------------------------
+
+
+def test_edit_outside_the_build_rebuilds_nothing(
+    builder: Builder, hub: Hub, model: dict[str, bytes], context: Path
+) -> None:
+    build(builder, "edited", hub, context=context)
+    before, requests = builder.image_id("edited"), len(hub.log)
+    for name in ("README.md", "upload_model.py", "tests/conftest.py", ".ci/run"):
+        with (context / name).open("a") as file:
+            file.write("\n# edited\n")
+    (context / "model").mkdir()
+    (context / "model/big.safetensors").write_bytes(os.urandom(1 << 20))
+    build(builder, "edited", hub, context=context)
+    assert (builder.image_id("edited"), len(hub.log)) == (before, requests)
+    with (context / "download_model.py").open("a") as file:  # the hub would have noticed
+        file.write("\n# edited\n")
+    build(builder, "edited", hub, context=context)
+    assert len(hub.log) > requests
+
+
+def test_edit_of_the_serve_stage_or_its_base_moves_no_byte_from_the_hub(
+    builder: Builder, hub: Hub, model: dict[str, bytes], context: Path, serve_image: str
+) -> None:
+    build(builder, "stage", hub, context=context)
+    before, requests = builder.image_id("stage"), len(hub.log)
+    build(builder, "stage", hub, context=context, SERVE_IMAGE=builder.ref(serve_image))
+    with (context / "Dockerfile").open("a") as file:
+        file.write("LABEL edited=yes\n")
+    build(builder, "stage", hub, context=context, SERVE_IMAGE=builder.ref(serve_image))
+    assert builder.image_id("stage") != before
+    assert len(hub.log) == requests
+    with builder.open("stage") as image:
+        assert image.config["config"]["Labels"]["edited"] == "yes"
+        assert image.tree("app/model/main/") == model
+
+
+def test_moving_master_is_looked_at_again_only_without_the_cache(
+    builder: Builder, hub: Hub, store: Store
+) -> None:
+    weights = ("--target", "weights")
+    store.add(MODEL, {"config.json": b"old"})
+    build(builder, "moving", hub, *weights)
+    before, requests = builder.image_id("moving"), len(hub.log)
+    store.add(MODEL, {"config.json": b"new"})
+    build(builder, "moving", hub, *weights)
+    assert (builder.image_id("moving"), len(hub.log)) == (before, requests)
+    build(builder, "moving", hub, *weights, "--no-cache")
+    with builder.open("moving") as image:
+        assert image.tree("") == {"main/config.json": b"new"}
+
+
+def test_build_context_is_the_files_that_the_build_copies(
+    builder: Builder, context: Path, tmp_path: Path
+) -> None:
+    (context / "model").mkdir()
+    (context / "model/big.safetensors").write_bytes(b"big")
+    dockerfile = tmp_path / "Dockerfile"
+    dockerfile.write_text("FROM scratch\nCOPY . /\n")
+    builder.build("context", "-f", dockerfile, context=context)
+    with builder.open("context") as image:
+        assert image.members().keys() == {"requirements.txt", "download_model.py"}
+
+
+# --- the same again, and elsewhere --------------------------------------------------------------
+
+
+def test_rebuild_from_nothing_gives_the_weights_the_same_digest(
+    builder: Builder, hub: Hub, model: dict[str, bytes], draft: dict[str, bytes]
+) -> None:
+    digests = []
+    for again in ((), ("--no-cache",)):
+        sent = hub.sent()
+        build(builder, "same", hub, "--target", "weights", *again, SPEC_DRAFT_MODEL_ID=DRAFT)
+        assert hub.sent() > sent
+        with builder.open("same") as image:
+            digests += image.digests
+    assert len(digests) == 2
+    assert len(set(digests)) == 1
+
+
+def test_rebuild_with_the_builders_flag_gives_the_last_layer_the_same_digest(
+    builder: Builder, hub: Hub, store: Store
+) -> None:
+    if not builder.same_times:
+        pytest.skip(f"{builder.name} has no such flag that every version of it knows")
+    store.add(MODEL, {"model.safetensors": os.urandom(1000)})  # no layer of a build without it
+    digests = set()
+    for again in ((), ("--no-cache",)):
+        build(builder, "same", hub, *builder.same_times, *again)
+        with builder.open("same") as image:
+            digests.add(tuple(image.digests))
+    assert len(digests) == 1
+
+
+def test_second_pull_after_a_change_outside_the_weights_moves_kilobytes(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    if not isinstance(builder, Buildah):
+        pytest.skip("the second machine is a second storage of buildah's")
+    if not (os.environ.get("IMAGE_BUILDER") or shutil.which("docker-registry")):
+        pytest.skip("needs docker-registry")
+    weights = os.urandom(3_000_000)
+    store.add(MODEL, {"model.safetensors": weights})
+    other = Buildah(tmp_path / "other")
+    moved = []
+    with contextlib.closing(other), registry(tmp_path) as proxy:
+        address = f"docker://127.0.0.1:{proxy.port}/model"
+        for script in ("first", "second"):
+            serve_script(builder, tmp_path / script, script)
+            args = {"SERVE_IMAGE": builder.ref("script")}
+            build(builder, "pushed", hub, *builder.same_times, **args)
+            builder("push", "--tls-verify=false", builder.ref("pushed"), address)
+            proxy.count()
+            other("pull", "--policy", "always", "--tls-verify=false", address)
+            moved.append(proxy.count())
+            other("tag", address.removeprefix("docker://"), other.ref("pulled"))
+            with other.open("pulled") as image:
+                assert image.tree("app/")["serve.py"].decode() == script
+                assert image.tree("app/")["model/main/model.safetensors"] == weights
+    assert moved[0] > len(weights)
+    assert 0 < moved[1] < 10_000
+
+
+def serve_script(builder: Builder, folder: Path, script: str) -> None:
+    """Build an image that is a serve script and nothing else."""
+    folder.mkdir()
+    (folder / "serve.py").write_text(script)
+    (folder / "Dockerfile").write_text("FROM scratch\nCOPY serve.py /app/\n")
+    builder.build("script", *builder.same_times, context=folder)
