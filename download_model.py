@@ -36,11 +36,11 @@ SETTINGS = {
     # A file may take as long as it needs: an hour, the SDK's limit, is too short for 50 GB at
     # 1 MB/s. Connections that stall or crawl still end by the SDK's idle and low-speed limits.
     "MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(30 * 24 * 3600),
-    # Large files come in parts, over several connections: most links give one only a share.
+    # Large files come in parts, over several connections, as most links give one only a share.
+    # Eight for each of four files are the 32 that the SDK keeps open, and no hub minds.
     "MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS": "8",
     "MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "128",
-    "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "32",
-    "MODELSCOPE_API_CONNECTION_POOL_MAXSIZE": "64",
+    "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "24",
     # A second run waits as long for a file that the first one is fetching.
     "MODELSCOPE_DOWNLOAD_FILE_LOCK_TIMEOUT_SECONDS": str(30 * 24 * 3600),
 }
@@ -297,10 +297,13 @@ def find_snapshot(model_id: str, **where: str) -> dict[str, int]:
 
 
 def workers(wanted: dict[str, int]) -> int:
-    """Return how many files to fetch at once: few, when large ones come over many connections."""
+    """Return how many files to fetch at once: few when large ones come, each by 8 connections.
+
+    Small files wait for answers, not for the link; beyond 16 the SDK's own work takes over.
+    """
     from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
 
-    return 4 if max(wanted.values()) > IN_PARTS else 32
+    return 4 if max(wanted.values()) > IN_PARTS else 16
 
 
 def download(model_id: str, revision: str, cache_dir: str) -> str:
@@ -327,7 +330,10 @@ def download(model_id: str, revision: str, cache_dir: str) -> str:
         )
     if unknown := [file.path for file in files if not file.sha256]:
         print(f"WARNING: the hub gives no digest to check these by: {unknown}", file=sys.stderr)
-    if strangers := sorted(sizes_in(Path(folder)).keys() - wanted.keys()):
+    there = sizes_in(Path(folder))
+    if lost := wanted.keys() - there.keys():  # such as a name that the SDK uses while it works
+        raise FileNotFoundError(errno.ENOENT, f"gone after the download: {sorted(lost)}", folder)
+    if strangers := sorted(there.keys() - wanted.keys()):
         print(f"WARNING: not in this revision, yet in {folder}: {strangers}", file=sys.stderr)
     return folder
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
+from download_model import SETTINGS
 from tests.client import ROOT
 from tests.hub import Hub, Store
 
@@ -32,6 +33,7 @@ MODEL = "bench/model"
 MB = 1_000_000
 CLI = str(Path(sys.executable).parent / "modelscope")
 FIGURES = Path(__file__).parent / ".bench.json"
+PART = int(SETTINGS["MODELSCOPE_DOWNLOAD_PART_SIZE_MB"]) << 20
 TOOLS = ["ours", "cli", "sdk", "aria2c", "curl"]
 
 
@@ -93,7 +95,7 @@ class Bench:
         }
         Path(self.env["HOME"]).mkdir()
 
-    def prepare(self) -> None:
+    def prepare(self, tool: str) -> None:
         """Put everything where it was before a run."""
         shutil.rmtree(self.target, ignore_errors=True)
         self.target.mkdir()
@@ -105,18 +107,22 @@ class Bench:
                 blob.unlink()
             self.store.add(MODEL)
         elif self.scenario.start != "empty":
-            self.fill(self.scenario.start)
+            snapshot = self.target / "models" / MODEL.replace("/", "--") / "snapshots/master"
+            snapshot.mkdir(parents=True)
+            for name in self.names:
+                self.leave(snapshot / name, in_parts=tool == "ours")
 
-    def fill(self, start: str) -> None:
-        """Leave what a complete or a broken run of any SDK client leaves."""
-        snapshot = self.target / "models" / MODEL.replace("/", "--") / "snapshots/master"
-        snapshot.mkdir(parents=True)
-        for name in self.names:
-            if start == "complete":
-                os.link(self.source / name, snapshot / name)
-                continue
-            with (self.source / name).open("rb") as file:
-                (snapshot / f"{name}.incomplete").write_bytes(file.read(self.scenario.size // 2))
+    def leave(self, path: Path, *, in_parts: bool) -> None:
+        """Leave what a complete or a broken run of this tool leaves of a file."""
+        source, half = self.source / path.name, self.scenario.size // 2
+        if self.scenario.start == "complete":
+            os.link(source, path)
+            return
+        with source.open("rb") as file:
+            for start in range(0, half - PART, PART):
+                left = f"_{start}_{start + PART - 1}" if in_parts else ".incomplete"
+                with path.with_name(f"{path.name}{left}").open("ab") as unfinished:
+                    unfinished.write(file.read(PART))
 
     def can(self, tool: str) -> bool:
         """Whether a tool does this work and is here; aria2c and curl fetch into an empty folder."""
@@ -162,7 +168,7 @@ class Bench:
     def measure(self, tool: str) -> Figure | None:
         if not self.can(tool):
             return None
-        self.prepare()
+        self.prepare(tool)
         streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         started = time.monotonic()
         process = subprocess.Popen(getattr(self, tool)(), env=self.env, **streams)
@@ -191,6 +197,9 @@ def run(scenario: Scenario, runs: int) -> list[Figure]:
                 token = bench.store.add_user("bench")
                 login = [CLI, "login", "--token", token]
                 subprocess.run(login, env=bench.env, check=True, capture_output=True)
+            # The first to write would otherwise pay for what the others find ready.
+            bench.target.mkdir()
+            write_random(bench.target / "warm", scenario.files * scenario.size)
             turns = [tool for _ in range(runs) for tool in TOOLS]
             return [figure for tool in turns if (figure := bench.measure(tool))]
 

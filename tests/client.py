@@ -27,6 +27,9 @@ SHORT_WAITS = {
     "MODELSCOPE_REPO_TREE_PAGE_TIMEOUT_SECONDS": "2",
 }
 
+# Large files come in parts; with these, a file of more than 1 MB is a large one.
+PARTS = {"MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "1", "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "1"}
+
 
 @dataclass
 class Result:

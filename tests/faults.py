@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.client import Client, Result, tree
+from tests.client import PARTS, Client, Result, tree
 from tests.hub import Hub, Store
 from tests.hub.faults import (
     answers,
@@ -50,8 +50,6 @@ FILES = {
     BIG: bytes(reversed(range(256))) * 10_000,
     "nested/vocab.txt": b"a\nb\n",
 }
-# Ours fetches a large file in parts; these let the big file of 2.5 MB count as large.
-PARTS = {"MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "1", "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "1"}
 LIMIT = 60  # seconds after which a run counts as hung
 
 TRUE_SUCCESS, HONEST_FAILURE, FALSE_SUCCESS = "true success", "honest failure", "**false success**"

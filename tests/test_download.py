@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import pty
 import random
@@ -11,10 +12,12 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 
 import pytest
 
+from tests.client import PARTS
 from tests.conftest import ROOT, Client, Result, tree, wait_until
 from tests.hub import Hub, Store
 from tests.hub.faults import (
@@ -427,6 +430,24 @@ def test_progress_in_a_log_is_a_line_now_and_then(client: Client, store: Store, 
     assert "" not in result.err.splitlines()
 
 
+@pytest.mark.parametrize("parts", [False, True], ids=["in one stream", "in parts"])
+def test_log_of_20_seconds_is_neither_flooded_nor_silent(
+    client: Client, store: Store, hub: Hub, parts: bool
+) -> None:
+    store.add(MODEL, {f"shard-{i}": BIG[i:][:2_097_152] for i in range(4)})
+    hub.rate = 2_097_152 / 20 / (2 if parts else 1)
+    with client.start("download_model.py", MODEL_ID=MODEL, **(PARTS if parts else {})) as process:
+        log, times = "", [time.monotonic()]
+        while line := process.stderr.readline():
+            log, times = log + line, [*times, time.monotonic()]
+        times.append(time.monotonic())
+    assert process.returncode == 0
+    assert 18 < times[-1] - times[0] < 40
+    assert len(log.splitlines()) <= 60
+    assert len(log.encode()) <= 8_000
+    assert max(later - earlier for earlier, later in itertools.pairwise(times)) < 15
+
+
 def test_progress_in_a_terminal_is_a_bar(client: Client, hub: Hub) -> None:
     hub.queue("file", slow(500_000), file=WEIGHTS)
     leader, follower = pty.openpty()
@@ -618,6 +639,20 @@ def test_list_of_many_folders_is_read_whole(client: Client, store: Store) -> Non
     files = {f"{folder}/{number}": b"same" for folder in range(4) for number in range(800)}
     store.add(MODEL, files)
     assert download(client).code == 0
+    assert tree(snapshot(client.work)) == files
+
+
+@pytest.mark.parametrize("suffix", [".incomplete", ".parallel_tmp", "_0_1048575"])
+def test_file_named_as_the_sdk_names_its_unfinished_ones_is_never_lost_in_silence(
+    client: Client, store: Store, suffix: str
+) -> None:
+    files = {"big": BIG, f"big{suffix}": b"mine"}
+    store.add(MODEL, files)
+    result = download(client, **PARTS)
+    if result.code:
+        failed(result)
+        result = download(client)
+    assert result.code == 0
     assert tree(snapshot(client.work)) == files
 
 

@@ -221,3 +221,18 @@ def test_no_error_body_shows_a_traceback_or_the_token(
         scene.store.users[TOKEN] = "alice"
         scene.hub.always(route, lambda answer: Response(code, body, dict(location)))
         assert_no_trace(scene, *scene.command("ours"), MODELSCOPE_API_TOKEN=TOKEN)
+
+
+@pytest.mark.parametrize("env", [{}, PARTS], ids=["small files", "large ones in parts"])
+def test_hub_that_throttles_connections_is_ridden_out(env: dict[str, str]) -> None:
+    """A hub that takes a quarter of the connections that a download opens."""
+    env = env | {"MODELSCOPE_DOWNLOAD_MAX_RETRIES": "5"}  # as the SDK has it
+    with scene_of(Case("throttle", lambda scene: None, env=env)) as scene:
+        count, size = (4, 2_500_000) if len(env) > 1 else (16, 50_000)
+        files = {f"{i}.bin": bytes([i]) * size for i in range(count)}
+        scene.store.add(MODEL, files)
+        scene.expected = [files]
+        scene.hub.rate, scene.hub.connections = size, 4
+        outcome = judge(scene, "ours")
+        assert (outcome.verdict, outcome.code) == ("true success", 0)
+        assert 429 in {request.status for request in scene.hub.requests("file")}

@@ -19,7 +19,7 @@ from tests.test_download import snapshot
 # A Python that has torch may be another one: where torch is installed, the SDK imports it too, and
 # every other test would wait for that.
 PYTHON = os.environ.get("TORCH_PYTHON", sys.executable)
-if PYTHON == sys.executable:
+if sys.executable == PYTHON:
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"no {package}: tests/requirements-torch.txt", allow_module_level=True)

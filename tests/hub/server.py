@@ -315,24 +315,24 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def send_body(self, request: Request, response: Response) -> None:
             rate = response.rate or hub.rate
             end = min(x for x in (response.cut, response.stall, len(response)) if x is not None)
-            if isinstance(response.body, Slice) and rate is None and end == len(response):
-                with response.body.path.open("rb") as file:
-                    try:
-                        self.connection.sendfile(file, response.body.start, response.body.length)
-                    finally:
-                        request.sent = file.tell() - response.body.start
-                return
-            for chunk in response.chunks(CHUNK if rate is None else max(1, int(rate / 20))):
-                chunk = chunk[: end - request.sent]
-                self.wfile.write(chunk)
-                request.sent += len(chunk)
-                self.pace(len(chunk), rate)
-                if request.sent == end:
-                    break
+            step = max(1, int(rate / 20)) if rate else max(1, end)
+            while request.sent < end:
+                request.sent += self.send(
+                    response.body, request.sent, min(step, end - request.sent)
+                )
+                self.pace(min(step, end), rate)
             if response.cut is not None:
                 self.reset()
             elif response.stall is not None:
                 self.hang()
+
+        def send(self, body: bytes | Slice, start: int, count: int) -> int:
+            """Send a part of the body, from disk without a copy, and return its length."""
+            if isinstance(body, bytes):
+                self.wfile.write(body[start : start + count])
+                return count
+            with body.path.open("rb") as file:
+                return self.connection.sendfile(file, body.start + start, count)
 
         def pace(self, moved: int, rate: float | None) -> None:
             """Hold a connection to `rate`, in bytes a second, whatever the sleeps overshoot."""
