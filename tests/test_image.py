@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from tests.conftest import ROOT, Result
 from tests.hub import Hub, Store
 from tests.hub.models import WORDS, write
 from tests.image import Buildah, Builder, Docker, find_builder, registry, run
+from tests.readme import README
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
 
@@ -156,6 +159,29 @@ def assert_fails(result: Result, code: int, line: str) -> None:
 
 
 # --- what an image holds ------------------------------------------------------------------------
+
+
+BUILDS = dict.fromkeys(re.findall(r"^docker build (.+) \.$", README, re.MULTILINE))
+
+
+@pytest.mark.parametrize("line", BUILDS)
+def test_build_of_the_readme_makes_the_image_it_promises(
+    builder: Builder, serve_image: str, hub: Hub, store: Store, tmp_path: Path, line: str
+) -> None:
+    names = ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B", "you/private")
+    for name in names:
+        store.add(name, {"config.json": name.encode()}, private=name == "you/private")
+    token_file(tmp_path, store, owner="you")
+    options = shlex.split(line.replace("$HOME", str(tmp_path)))
+    place = options.index("-t")
+    del options[place : place + 2]
+    given = {"SERVE_IMAGE": builder.ref(serve_image)} if "SERVE_IMAGE" in line else {}
+    builder.build("readme", *options, MODELSCOPE_ENDPOINT=hub.url, **given)
+    named = dict(word.split("=", 1) for word in options if word.split("=")[0].endswith("MODEL_ID"))
+    folders = {"MODEL_ID": "main", "SPEC_DRAFT_MODEL_ID": "draft"}
+    with builder.open("readme") as image:
+        held = image.tree("" if "--target weights" in line else "app/model/")
+    assert held == {f"{folders[k]}/config.json": model.encode() for k, model in named.items()}
 
 
 def test_public_model_is_in_the_image_and_a_python_image_serves(
