@@ -57,6 +57,8 @@ def run(command: list[str], env: dict[str, str]) -> int:
 def serve(env: dict[str, str]) -> int:
     for name, value in env.items():
         print(f"export {name}={shlex.quote(value)}")
+    # A shell starts what runs in the background deaf to Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     print("# serving until Ctrl-C", flush=True)
     try:
         signal.pause()
