@@ -379,6 +379,8 @@ def list_cases() -> list[Case]:
         "reset": refuse,
     }
     cases += [Case(f"list: {n}, once", on("list", f), **SUCCESS) for n, f in passing.items()]
+    # The SDK tries a login once.
+    cases += [Case(f"login: {n}, once", on("login", f), login=True) for n, f in passing.items()]
     cases.append(Case("list: stall, once", on("list", stall()), **SUCCESS))
     cases.append(Case("list: stall, always", always("list", stall())))
     cases.append(Case("login: stall, always", always("login", stall()), login=True))
