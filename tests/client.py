@@ -98,6 +98,15 @@ def wait_until(holds: Callable[[], object], seconds: float = 30) -> None:
         time.sleep(0.005)
 
 
+def lay(folder: Path, files: dict[str, bytes]) -> Path:
+    """Write `files` below `folder`, which is made with all that is above it."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """The files below `folder` and their bytes."""
     files = (path for path in folder.rglob("*") if path.is_file())

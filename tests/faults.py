@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.client import PARTS, Client, Result, tree
+from tests.client import PARTS, Client, Result, lay, tree
 from tests.hub import Hub, Store
 from tests.hub.faults import (
     answers,
@@ -123,13 +123,6 @@ class Scene:
             else f"download {MODEL} --cache_dir {there}"
         )
         return ["sh", "-c", f"{login}modelscope {move}"]
-
-
-def lay(folder: Path, files: dict[str, bytes]) -> None:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
 
 
 @dataclass

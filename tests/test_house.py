@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 from tests.conftest import ROOT
+from tests.readme import README
 
-README = (ROOT / "README.md").read_text()
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SCRIPTS = [path.name for path in ROOT.glob("*_model.py")]
 ALLOWED = {*SCRIPTS, "tests", "requirements.txt", "Dockerfile", "README.md"}

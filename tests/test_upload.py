@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.client import lay
 from tests.conftest import ROOT, Client, Result, tree
 from tests.hub import Hub, Store
 from tests.hub.faults import answers, refuse, stall, status
@@ -40,14 +41,6 @@ def token(store: Store, client: Client) -> str:
 @pytest.fixture
 def folder(client: Client) -> Path:
     return lay(client.work / "folder", FILES)
-
-
-def lay(folder: Path, files: dict[str, bytes]) -> Path:
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return folder
 
 
 def upload(client: Client, *options: object, **env: str | None) -> Result:

@@ -41,7 +41,7 @@ def short(missing: int) -> Fault:
 
     def fault(answer: Answer) -> Response:
         response = answer()
-        body = b"".join(response.chunks(1 << 20))
+        body = response.content
         return changed(response, body=body[:-missing], announce=len(body))
 
     return fault
@@ -52,7 +52,7 @@ def long(extra: int, *, announced: bool) -> Fault:
 
     def fault(answer: Answer) -> Response:
         response = answer()
-        body = b"".join(response.chunks(1 << 20))
+        body = response.content
         announce = len(body) + extra if announced else len(body)
         return changed(response, body=body + bytes(extra), announce=announce)
 
@@ -89,7 +89,7 @@ def slow(rate: float) -> Fault:
 def corrupt(answer: Answer) -> Response:
     """The right number of bytes, the first of them wrong."""
     response = answer()
-    body = b"".join(response.chunks(1 << 20))
+    body = response.content
     return changed(response, body=bytes([body[0] ^ 1]) + body[1:])
 
 

@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -53,16 +53,14 @@ class Response:
     def __len__(self) -> int:
         return self.body.length if isinstance(self.body, Slice) else len(self.body)
 
-    def chunks(self, size: int) -> Iterator[bytes]:
+    @property
+    def content(self) -> bytes:
+        """The body as bytes, for a fault that changes them."""
         if isinstance(self.body, bytes):
-            yield from (self.body[i : i + size] for i in range(0, len(self.body), size))
-            return
-        left = self.body.length
+            return self.body
         with self.body.path.open("rb") as file:
             file.seek(self.body.start)
-            while left and (chunk := file.read(min(size, left))):
-                left -= len(chunk)
-                yield chunk
+            return file.read(self.body.length)
 
 
 @dataclass
@@ -316,23 +314,27 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             rate = response.rate or hub.rate
             end = min(x for x in (response.cut, response.stall, len(response)) if x is not None)
             step = max(1, int(rate / 20)) if rate else max(1, end)
-            while request.sent < end:
-                request.sent += self.send(
-                    response.body, request.sent, min(step, end - request.sent)
-                )
-                self.pace(min(step, end), rate)
+            while (before := request.sent) < end:
+                self.send(request, response.body, min(step, end - before))
+                if request.sent == before:
+                    raise ConnectionError("the file is shorter than it was")
+                self.pace(request.sent - before, rate)
             if response.cut is not None:
                 self.reset()
             elif response.stall is not None:
                 self.hang()
 
-        def send(self, body: bytes | Slice, start: int, count: int) -> int:
-            """Send a part of the body, from disk without a copy, and return its length."""
+        def send(self, request: Request, body: bytes | Slice, count: int) -> None:
+            """Send the next part of the body, from disk without a copy, and count what went."""
             if isinstance(body, bytes):
-                self.wfile.write(body[start : start + count])
-                return count
+                self.wfile.write(body[request.sent : request.sent + count])
+                request.sent += count
+                return
             with body.path.open("rb") as file:
-                return self.connection.sendfile(file, body.start + start, count)
+                try:
+                    self.connection.sendfile(file, body.start + request.sent, count)
+                finally:  # also when the client goes away
+                    request.sent = max(request.sent, file.tell() - body.start)
 
         def pace(self, moved: int, rate: float | None) -> None:
             """Hold a connection to `rate`, in bytes a second, whatever the sleeps overshoot."""
