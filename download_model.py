@@ -24,6 +24,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NoReturn, TextIO
 
@@ -174,7 +175,7 @@ def login(token: str) -> None:
         return
     if not (token.isascii() and token.isprintable()):
         raise ValueError("the token holds characters that no token has; copy it once more")
-    from modelscope.hub.api import HubApi
+    from modelscope_hub import HubApi
 
     HubApi().login(token)
     print("Using ModelScope token for authenticated download.")
@@ -198,14 +199,16 @@ def check_names(model_id: str, revision: str, cache_dir: str) -> None:
         raise ValueError(f"{revision!r} is no revision; it should be a branch, a tag or a commit")
 
 
-def check_files(entries: list[dict[str, Any]], model_id: str) -> dict[str, tuple]:
-    """Return what the hub's list says of each file: its size in bytes and its digest.
+def list_files(model_id: str, revision: str, endpoint: str) -> list[dict[str, Any]]:
+    """Return what the hub says of each file: its `Path`, its `Size` in bytes, its `Sha256`.
 
     Raises ValueError for a list without files, for one that the hub has cut short, and for one
-    with names that lead out of the folder or get in each other's way.
+    with names that lead out of the folder or get in each other's way; and what the SDK raises.
     """
+    from modelscope_hub import HubApi
     from modelscope_hub.constants import REPO_FILES_TRUNCATION_LIMIT as LIMIT
 
+    entries = HubApi(endpoint=endpoint).legacy.list_repo_files(model_id, "model", revision)
     if bad := [entry["Path"] for entry in entries if leads_out(entry["Path"])]:
         raise ValueError(f"the hub lists files of {model_id} outside its folder: {bad}")
     folders = Counter(posixpath.dirname(entry["Path"]) for entry in entries)
@@ -214,35 +217,26 @@ def check_files(entries: list[dict[str, Any]], model_id: str) -> dict[str, tuple
     files = [entry for entry in entries if entry.get("Type") != "tree"]
     if not files:
         raise ValueError(f"the hub lists no files in this revision of {model_id}")
-    said = {file["Path"]: (file.get("Size"), file.get("Sha256")) for file in files}
-    if both := said.keys() & {str(above) for name in said for above in PurePosixPath(name).parents}:
+    names = {file["Path"] for file in files}
+    if both := names & {str(above) for name in names for above in PurePosixPath(name).parents}:
         raise ValueError(f"the hub lists a file and a folder of one name in {model_id}: {both}")
-    return said
+    return files
 
 
 @contextlib.contextmanager
-def checked_lists(model_id: str) -> Iterator[None]:
-    """Check each file list before the SDK acts on it.
+def given(files: list[dict[str, Any]]) -> Iterator[None]:
+    """Let `snapshot_download` fetch `files`, as they were checked, and read no list of its own.
 
-    `snapshot_download` reads a list of its own, and has no parameter for one that was checked:
-    so the check stands where the SDK reads it. A list that is not the first one again is refused.
+    It has no parameter for them, but `download_repo`, which does its work, has.
     """
-    from modelscope_hub._legacy_api import LegacyClient
+    from modelscope_hub import HubApi
 
-    read, lists = LegacyClient.list_repo_files, {}
-
-    def read_and_check(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
-        entries = read(*args, **kwargs)
-        files = check_files(entries, model_id)
-        if files != lists.setdefault("first", files):
-            raise ValueError(f"the file list of {model_id} changed meanwhile; run this again")
-        return entries
-
-    LegacyClient.list_repo_files = read_and_check
+    download_repo = HubApi.download_repo
+    HubApi.download_repo = partialmethod(download_repo, file_list=files)
     try:
         yield
     finally:
-        LegacyClient.list_repo_files = read
+        HubApi.download_repo = download_repo
 
 
 class PartsBar:
@@ -296,14 +290,16 @@ def find_snapshot(model_id: str, **where: str) -> dict[str, int]:
         return {}
 
 
-def workers(wanted: dict[str, int]) -> int:
-    """Return how many files to fetch at once: few when large ones come, each by 8 connections.
+def plan(wanted: dict[str, int]) -> dict[str, Any]:
+    """Return how to fetch files of these sizes: few at once when large ones come in parts.
 
     Small files wait for answers, not for the link; beyond 16 the SDK's own work takes over.
     """
     from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
 
-    return 4 if max(wanted.values()) > IN_PARTS else 16
+    if max(wanted.values()) > IN_PARTS:
+        return {"max_workers": 4, "progress_callbacks": [PartsBar]}
+    return {"max_workers": 16}
 
 
 def download(model_id: str, revision: str, cache_dir: str) -> str:
@@ -317,18 +313,15 @@ def download(model_id: str, revision: str, cache_dir: str) -> str:
 
     check_names(model_id, revision, cache_dir)
     cache_dir = os.path.abspath(os.path.expanduser(cache_dir))
-    with checked_lists(model_id):
-        endpoint = HubApi().resolve_endpoint_for_read(model_id)
-        files = HubApi(endpoint=endpoint).list_repo_files(model_id, "model", revision=revision)
-        files = [file for file in files if not file.is_dir]
-        wanted = {file.path: file.size for file in files}
-        where = {"revision": revision, "cache_dir": cache_dir, "endpoint": endpoint}
-        os.makedirs(cache_dir, exist_ok=True)
-        check_space(wanted, find_snapshot(model_id, **where), cache_dir)
-        folder = snapshot_download(
-            model_id, **where, max_workers=workers(wanted), progress_callbacks=[PartsBar]
-        )
-    if unknown := [file.path for file in files if not file.sha256]:
+    endpoint = HubApi().resolve_endpoint_for_read(model_id)
+    files = list_files(model_id, revision, endpoint)
+    wanted = {file["Path"]: int(file.get("Size") or 0) for file in files}
+    where = {"revision": revision, "cache_dir": cache_dir, "endpoint": endpoint}
+    os.makedirs(cache_dir, exist_ok=True)
+    check_space(wanted, find_snapshot(model_id, **where), cache_dir)
+    with given(files):
+        folder = snapshot_download(model_id, **where, **plan(wanted))
+    if unknown := [file["Path"] for file in files if not file.get("Sha256")]:
         print(f"WARNING: the hub gives no digest to check these by: {unknown}", file=sys.stderr)
     there = sizes_in(Path(folder))
     if lost := wanted.keys() - there.keys():  # such as a name that the SDK uses while it works

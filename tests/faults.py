@@ -29,7 +29,6 @@ from tests.hub.faults import (
     long,
     named,
     page,
-    passes,
     reads,
     redirect,
     refuse,
@@ -382,10 +381,6 @@ def list_cases() -> list[Case]:
 
 def hostile_cases() -> list[Case]:
     cases = [Case(f"list: the name {n!r}", on("list", named(n)), hostile=True) for n in OUT]
-    cases += [
-        Case(f"second list: the name {name!r}", on("list", passes, named(name)), hostile=True)
-        for name in OUT
-    ]
     cases += [
         Case(f"{route}: redirect to another host, always", fishing(route), hostile=True)
         for route in ("login", "list", "file")

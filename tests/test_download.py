@@ -217,7 +217,8 @@ def test_token_logs_in_and_reads_a_private_model(client: Client, store: Store, h
 def test_token_option_wins_over_the_variable(client: Client, store: Store, hub: Hub) -> None:
     right, other = store.add_user("alice"), store.add_user("bob")
     assert download(client, "--token", right, MODELSCOPE_API_TOKEN=other).code == 0
-    assert {request.token for request in hub.log} == {right}
+    # Where the hub's nearest storage is, the SDK asks without a token.
+    assert {request.token for request in hub.log if request.route != "region"} == {right}
 
 
 def test_empty_token_option_is_anonymous_whatever_the_variable_says(
@@ -398,7 +399,7 @@ def test_lines_come_at_once_and_in_order_through_one_pipe(
     client: Client, store: Store, hub: Hub
 ) -> None:
     store.add(DRAFT, FILES)
-    hub.queue("list", passes, passes, stall())
+    hub.queue("list", passes, stall())
     command = [sys.executable, str(ROOT / "download_model.py")]
     env = {**client.env, "MODEL_ID": MODEL, "SPEC_DRAFT_MODEL_ID": DRAFT}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -406,7 +407,7 @@ def test_lines_come_at_once_and_in_order_through_one_pipe(
         lines = []
         while not (lines and lines[-1].startswith("[spec] Downloading")):
             lines.append(process.stdout.readline().rstrip())
-        assert len(hub.requests("list")) <= 3  # the draft isn't down yet, its line is here
+        assert len(hub.requests("list")) <= 2  # the draft isn't down yet, its line is here
         lines += process.stdout.read().splitlines()
     ours = [line for line in lines if " | " not in line]
     assert [line.split(":")[0] for line in ours] == [
@@ -579,23 +580,9 @@ def test_name_that_leads_out_fails_before_anything_is_written(
     assert hub.requests("file") == []
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
-def test_name_that_leads_out_of_a_second_list_writes_nothing_outside(
-    client: Client, hub: Hub, name: str
-) -> None:
-    outside = {path: path.read_bytes() for path in client.work.parent.rglob("*") if path.is_file()}
-    hub.queue("list", passes, named(name))
-    failed(download(client, "--cache_dir", "cache"), "outside its folder")
-    assert hub.requests("file") == []
-    assert tree(client.work) == {}
-    after = {path: path.read_bytes() for path in client.work.parent.rglob("*") if path.is_file()}
-    assert {k: v for k, v in after.items() if "credentials" not in k.parts} == outside
-
-
-def test_second_list_that_is_another_one_fails(client: Client, hub: Hub) -> None:
-    hub.queue("list", passes, edit(lambda files: files.pop()))
-    failed(download(client), "changed meanwhile")
-    assert hub.requests("file") == []
+def test_list_is_read_once_so_that_no_second_one_can_differ(client: Client, hub: Hub) -> None:
+    assert download(client).code == 0
+    assert len(hub.requests("list")) == 1
 
 
 @pytest.mark.parametrize("fault", [answers(EMPTY), answers(NULL), answers(FOLDERS)])
