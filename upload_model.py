@@ -35,8 +35,8 @@ PROGRESS_SECONDS = 10  # between two lines of progress, where there is no termin
 SETTINGS = {
     # A hub that has a whole blob and says nothing would be waited for an hour, then tried again.
     "MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS": "600",
-    # Small files wait for answers, not for the link.
-    "MODELSCOPE_UPLOAD_MAX_CONCURRENT_WORKERS": "16",
+    # Small files wait for answers, not for the link; as many connections as the SDK keeps open.
+    "MODELSCOPE_UPLOAD_MAX_CONCURRENT_WORKERS": "32",
 }
 
 BATCH = 64  # blobs that the hub is asked about at once, as by the SDK
@@ -163,7 +163,7 @@ def login(token: str) -> None:
         return
     if not (token.isascii() and token.isprintable()):
         raise ValueError("the token holds characters that no token has; copy it once more")
-    from modelscope.hub.api import HubApi
+    from modelscope_hub import HubApi
 
     HubApi().login(token)
 
@@ -238,16 +238,17 @@ def upload(repo_id: str, folder: Path, names: list[str], left_out: list[str], me
     Raises LookupError for a missing repo, RuntimeError when the hub does not hold the folder
     afterwards, and what the SDK raises.
     """
-    from modelscope.hub.api import HubApi
+    # `modelscope.hub.api` hands on to this one, and imports torch first where it is installed.
+    from modelscope_hub import HubApi
     from modelscope_hub._upload import UploadTracker
 
     api = HubApi()
-    if not api.repo_exists(repo_id, re_raise=True):
+    if not api.repo_exists(repo_id, "model"):
         raise LookupError(
             f"仓库 {repo_id} 不存在，或当前登录无权查看；"
             f"创建：modelscope create {repo_id} --repo-type model --visibility private"
         )
-    api._api.uploader._create_repo_fn = None  # it would make a missing repo, for all to see
+    api.uploader._create_repo_fn = None  # it would make a missing repo, for all to see
     print(f"Uploading folder: {folder}  -->  {repo_id}")
     # The SDK's record of digests is believed by its next run, whatever the hub has lost since: so
     # each run has a new one, and not in the folder. Its report is no result of ours.
@@ -255,6 +256,7 @@ def upload(repo_id: str, folder: Path, names: list[str], left_out: list[str], me
         record = Path(scratch, "record")
         api.upload_folder(
             repo_id=repo_id,
+            repo_type="model",
             folder_path=folder,
             commit_message=message,
             ignore_patterns=[glob.escape(name) for name in left_out],
@@ -262,7 +264,7 @@ def upload(repo_id: str, folder: Path, names: list[str], left_out: list[str], me
             tracker_path=record,
         )
         sent = read_record(UploadTracker(record, repo_id), folder, set(names) - set(left_out))
-    check_upload(repo_id, sent)
+    check_upload(api, repo_id, sent)
 
 
 def read_record(record: Any, folder: Path, names: set[str]) -> dict[str, tuple[str, int]]:
@@ -278,35 +280,32 @@ def read_record(record: Any, folder: Path, names: set[str]) -> dict[str, tuple[s
     return sent
 
 
-def check_upload(repo_id: str, sent: dict[str, tuple[str, int]]) -> None:
+def check_upload(api: Any, repo_id: str, sent: dict[str, tuple[str, int]]) -> None:
     """Raise RuntimeError unless the hub holds each file with the digest that was sent."""
     for pause in (0, 1, 2, 4):  # a hub of many machines may take a moment to show a commit
         time.sleep(pause)
         with ThreadPoolExecutor() as pool:
-            finders = [pool.submit(find, repo_id, sent) for find in (find_unlisted, find_lost)]
+            finders = [pool.submit(find, api, repo_id, sent) for find in (find_unlisted, find_lost)]
         if not (missing := sorted(set().union(*(finder.result() for finder in finders)))):
             return
     raise RuntimeError(f"上传后 {repo_id} 中缺少或不同于本地的文件：{missing}")
 
 
-def find_unlisted(repo_id: str, sent: dict[str, tuple[str, int]]) -> set[str]:
+def find_unlisted(api: Any, repo_id: str, sent: dict[str, tuple[str, int]]) -> set[str]:
     """Return the files that the hub does not list, or lists with another digest."""
-    from modelscope_hub import HubApi
-
-    listed = {file.path: file.sha256 for file in HubApi().list_repo_files(repo_id, "model")}
+    listed = {file.path: file.sha256 for file in api.list_repo_files(repo_id, "model")}
     return {name for name, (digest, _) in sent.items() if listed.get(name) != digest}
 
 
-def find_lost(repo_id: str, sent: dict[str, tuple[str, int]]) -> set[str]:
+def find_lost(api: Any, repo_id: str, sent: dict[str, tuple[str, int]]) -> set[str]:
     """Return the files whose blob the hub would take once more: its storage has lost it."""
-    from modelscope_hub import HubApi
     from modelscope_hub._upload import _is_lfs  # which files are blobs is the SDK's own rule
 
     blobs = {name for name, (_, size) in sent.items() if size and _is_lfs(name, size, "model")}
     objects = [{"oid": oid, "size": size} for oid, size in {sent[name] for name in blobs}]
     wanted = set()
     for start in range(0, len(objects), BATCH):
-        answer = HubApi().legacy.validate_blobs(repo_id, "model", objects[start : start + BATCH])
+        answer = api.legacy.validate_blobs(repo_id, "model", objects[start : start + BATCH])
         wanted |= {oid for oid, address in answer.items() if address}
     return {name for name in blobs if sent[name][0] in wanted}
 
