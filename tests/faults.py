@@ -213,23 +213,27 @@ def lists_again(**fields: object) -> Fault:
     return edit(lambda files: files.extend([f | fields for f in files if f["Path"] == BIG]))
 
 
+def another_host(scene: Scene) -> str:
+    """The address of a second hub, under a name that makes it another host to a client."""
+    return scene.foreign.url.replace("127.0.0.1", "localhost")
+
+
+def big_file_at(url: str) -> str:
+    return f"{url}/api/v1/models/{MODEL}/repo?Revision=master&FilePath={BIG}"
+
+
 def elsewhere(scene: Scene) -> None:
     """The hub's storage is another host, which has the file; it is not to have the token."""
-    there = scene.foreign.url.replace("127.0.0.1", "localhost")
-    address = f"{there}/api/v1/models/{MODEL}/repo?Revision=master&FilePath={BIG}"
-    scene.hub.queue("file", redirect(address), file=BIG)
+    scene.hub.queue("file", redirect(big_file_at(another_host(scene))), file=BIG)
 
 
 def fishing(route: str) -> Callable[[Scene], object]:
     """A route answers with another host's address, always."""
-    return lambda scene: scene.hub.always(
-        route, redirect(f"{scene.foreign.url.replace('127.0.0.1', 'localhost')}/api/v1/login")
-    )
+    return lambda scene: scene.hub.always(route, redirect(f"{another_host(scene)}/api/v1/login"))
 
 
 def circle(scene: Scene) -> None:
-    address = f"{scene.hub.url}/api/v1/models/{MODEL}/repo?Revision=master&FilePath={BIG}"
-    scene.hub.always("file", redirect(address), BIG)
+    scene.hub.always("file", redirect(big_file_at(scene.hub.url)), BIG)
 
 
 def in_the_way(place: str, *, folder: bool) -> Callable[[Scene], None]:
