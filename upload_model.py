@@ -17,6 +17,7 @@ import contextlib
 import glob
 import logging
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -49,6 +50,7 @@ NOT_MODEL = (".git", ".cache", ".ms_upload_cache", ".ms_upload_progress")
 SECRET_FILES = (".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*")
 
 SECRETS: set[str] = set()  # what `hide_token` hides
+SCRATCH: list[str] = []  # what `interrupt` removes
 
 
 class Parser(argparse.ArgumentParser):
@@ -141,6 +143,8 @@ def interrupt(signum: int, frame: object) -> NoReturn:
     """End at once on Ctrl-C: the SDK would wait for its threads, and the next run resumes."""
     after_a_bar = "\n" if os.isatty(2) else ""
     os.write(2, f"{after_a_bar}Interrupted; the same command again goes on from here.\n".encode())
+    for folder in SCRATCH:
+        shutil.rmtree(folder, ignore_errors=True)
     os._exit(130)
 
 
@@ -253,6 +257,7 @@ def upload(repo_id: str, folder: Path, names: list[str], left_out: list[str], me
     # The SDK's record of digests is believed by its next run, whatever the hub has lost since: so
     # each run has a new one, and not in the folder. Its report is no result of ours.
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
+        SCRATCH.append(scratch)
         record = Path(scratch, "record")
         api.upload_folder(
             repo_id=repo_id,

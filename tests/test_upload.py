@@ -609,6 +609,21 @@ def test_ctrl_c_in_a_blob_is_130_within_2_seconds_and_one_line(
     assert on_hub(store) == {}
 
 
+@pytest.mark.parametrize("end", ["success", "failure", "Ctrl-C"])
+def test_no_temporary_folder_is_left(client: Client, hub: Hub, folder: Path, end: str) -> None:
+    temporary = lay(client.work.parent / "temporary", {"mine": b""})
+    env = {"REPO_ID": REPO, "MODEL_DIR": "folder", "TMPDIR": str(temporary)}
+    if end == "failure":
+        hub.always("commit", status(403))
+    if end == "Ctrl-C":
+        hub.always("commit", stall())
+    with client.start("upload_model.py", **env) as process:
+        if end == "Ctrl-C":
+            client.interrupt(process, when=lambda: hub.requests("commit"))
+        assert process.wait(30) == {"success": 0, "failure": 1, "Ctrl-C": 130}[end]
+    assert os.listdir(temporary) == ["mine"]
+
+
 # --- the way round ------------------------------------------------------------------------------
 
 
