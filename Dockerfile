@@ -53,7 +53,7 @@ COPY --from=download /weights/ /
 
 # Last, so that it is what a build without --target makes.
 FROM ${SERVE_IMAGE}
-# A layer of its own: a registry moves it once.
-COPY --from=weights / /app/model/
+# A layer of its own: a registry moves it once. Not from `weights`, which need not be built then.
+COPY --from=download /weights/ /app/model/
 # Where the model is, and that libraries ask no hub for it.
 ENV MODEL_DIR=/app/model/main HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1

@@ -184,6 +184,14 @@ def test_build_of_the_readme_makes_the_image_it_promises(
     assert held == {f"{folders[k]}/config.json": model.encode() for k, model in named.items()}
 
 
+def test_last_stage_needs_no_second_copy_of_the_weights(
+    builder: Builder, hub: Hub, model: dict[str, bytes]
+) -> None:
+    stage = re.compile(r"AS weights|\[weights ")
+    assert not stage.search(build(builder, "last", hub).out)
+    assert stage.search(build(builder, "weights", hub, "--target", "weights").out)
+
+
 def test_public_model_is_in_the_image_and_a_python_image_serves(
     builder: Builder, hub: Hub, model: dict[str, bytes]
 ) -> None:
