@@ -47,7 +47,7 @@ SETTINGS = {
 }
 
 # What the SDK leaves beside a file that it has not finished.
-UNFINISHED = re.compile(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$")
+UNFINISHED = re.compile(r"(\.incomplete|_\d+_\d+)$")
 
 SECRETS: set[str] = set()  # what `hide_token` hides
 
@@ -105,8 +105,13 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+def hide(token: str) -> None:
+    """Keep `token` out of all that is printed from now on, also where a repr has escaped it."""
+    SECRETS.update({token, repr(token)[1:-1]} - {""})
+
+
 def hide_token(text: str) -> str:
-    """Return `text` with *** in place of the token, also where a repr has escaped it."""
+    """Return `text` with *** in place of the token."""
     for secret in SECRETS:
         text = text.replace(secret, "***")
     return text
@@ -126,7 +131,13 @@ class Log:
     def write(self, text: str) -> int:
         text = hide_token(text if self.stream.isatty() else self.flatten(text))
         self.at_line_start = text.endswith("\n") if text else self.at_line_start
-        return self.stream.write(text)
+        with contextlib.suppress(OSError):  # a log that nobody reads is no failure
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
 
     def flatten(self, text: str) -> str:
         """Turn the redraws and cursor moves of a progress bar into a line, or into nothing."""
@@ -144,7 +155,11 @@ class Log:
 
 def set_up_streams(token: str) -> None:
     """Let both streams come line by line, in any encoding, and keep `token` out of the log."""
-    SECRETS.update({token, repr(token)[1:-1]} - {""})
+    hide(token)
+    streams = (sys.stdout, sys.stderr)  # each None when whoever started this has closed it
+    sys.stdout, sys.stderr = (
+        stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for stream in streams
+    )
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
     sys.stderr = Log(sys.stderr)
@@ -153,7 +168,9 @@ def set_up_streams(token: str) -> None:
 def interrupt(signum: int, frame: object) -> NoReturn:
     """End at once on Ctrl-C: the SDK would wait for its threads, and the next run resumes."""
     after_a_bar = "\n" if os.isatty(2) else ""
-    os.write(2, f"{after_a_bar}Interrupted; the same command again goes on from here.\n".encode())
+    line = f"{after_a_bar}Interrupted; the same command again goes on from here.\n"
+    with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
+        os.write(2, line.encode())
     os._exit(130)
 
 
@@ -171,12 +188,13 @@ def login(token: str) -> None:
 
     Raises ValueError for what cannot be a token, and what the SDK raises for a rejected one.
     """
+    from modelscope_hub import HubApi, HubConfig
+
     if not token:
+        hide(HubConfig().token or "")
         return
     if not (token.isascii() and token.isprintable()):
         raise ValueError("the token holds characters that no token has; copy it once more")
-    from modelscope_hub import HubApi
-
     HubApi().login(token)
     print("Using ModelScope token for authenticated download.")
 
@@ -267,27 +285,35 @@ def sizes_in(folder: Path) -> dict[str, int]:
 
 
 def check_space(wanted: dict[str, int], there: dict[str, int], cache_dir: str) -> None:
-    """Raise OSError when `cache_dir` has less room than is still to come, in bytes."""
+    """Raise OSError when `cache_dir` has less room than is still to come, in bytes.
+
+    Parts are joined to a new file, up to four at once, and each part goes when it is in there.
+    """
+    from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
+    from modelscope_hub.constants import DOWNLOAD_PART_SIZE as PART
+
     have: Counter[str] = Counter()
     for name, size in there.items():
         for key in {name, UNFINISHED.sub("", name)}:
             have[key] += size
     missing = sum(max(0, size - have[name]) for name, size in wanted.items())
+    joined = sum(size > IN_PARTS and there.get(name) != size for name, size in wanted.items())
+    missing += min(joined, 4) * PART
     free = shutil.disk_usage(cache_dir).free
     if missing > free:
         reason = f"{missing} bytes are still to come, and {free} are free"
         raise OSError(errno.ENOSPC, reason, cache_dir)
 
 
-def find_snapshot(model_id: str, **where: str) -> dict[str, int]:
-    """Return the sizes of the files that earlier runs left, wherever the SDK will look for them."""
+def find_snapshot(model_id: str, **where: str) -> str:
+    """Return the folder that earlier runs left, wherever the SDK will look for it; "" for none."""
     from modelscope import snapshot_download
     from modelscope_hub.errors import CacheNotFound
 
     try:
-        return sizes_in(Path(snapshot_download(model_id, **where, local_files_only=True)))
+        return snapshot_download(model_id, **where, local_files_only=True)
     except CacheNotFound:
-        return {}
+        return ""
 
 
 def plan(wanted: dict[str, int]) -> dict[str, Any]:
@@ -302,11 +328,11 @@ def plan(wanted: dict[str, int]) -> dict[str, Any]:
     return {"max_workers": 16}
 
 
-def download(model_id: str, revision: str, cache_dir: str) -> str:
+def download(model_id: str, revision: str, cache_dir: str, taken: str = "") -> str:
     """Download `revision` of a model below `cache_dir` and return the absolute path of its folder.
 
-    Raises ValueError, OSError, or what the SDK raises; then some of the files may be there, and
-    the next run goes on from them.
+    `taken` is a folder that holds another model. Raises ValueError, OSError, or what the SDK
+    raises; then some of the files may be there, and the next run goes on from them.
     """
     from modelscope import snapshot_download
     from modelscope_hub import HubApi
@@ -318,24 +344,30 @@ def download(model_id: str, revision: str, cache_dir: str) -> str:
     wanted = {file["Path"]: int(file.get("Size") or 0) for file in files}
     where = {"revision": revision, "cache_dir": cache_dir, "endpoint": endpoint}
     os.makedirs(cache_dir, exist_ok=True)
-    check_space(wanted, find_snapshot(model_id, **where), cache_dir)
+    left = find_snapshot(model_id, **where)
+    if left and left == taken:  # an older SDK's folder has no revision; `a--b/c` and `a/b--c`
+        raise ValueError(f"{left} holds the main model; use another --cache_dir for one of them")
+    check_space(wanted, sizes_in(Path(left)) if left else {}, cache_dir)
     with given(files):
         folder = snapshot_download(model_id, **where, **plan(wanted))
     if unknown := [file["Path"] for file in files if not file.get("Sha256")]:
         print(f"WARNING: the hub gives no digest to check these by: {unknown}", file=sys.stderr)
     there = sizes_in(Path(folder))
-    if lost := wanted.keys() - there.keys():  # such as a name that the SDK uses while it works
-        raise FileNotFoundError(errno.ENOENT, f"gone after the download: {sorted(lost)}", folder)
+    # Such as a name that the SDK uses while it works; a folder may be a link to another place.
+    if lost := sorted(name for name in wanted if not Path(folder, name).is_file()):
+        raise FileNotFoundError(errno.ENOENT, f"gone after the download: {lost}", folder)
     if strangers := sorted(there.keys() - wanted.keys()):
         print(f"WARNING: not in this revision, yet in {folder}: {strangers}", file=sys.stderr)
     return folder
 
 
-def download_draft(model_id: str, revision: str, cache_dir: str, *, optional: bool) -> int:
-    """Download the draft model and return the exit code: 2 when it failed and isn't `optional`."""
+def download_draft(args: argparse.Namespace, main_folder: str) -> int:
+    """Download the draft model and return the exit code: 2 when it failed and isn't optional."""
+    model_id, revision, optional = args.draft_model_name, args.draft_revision, args.draft_optional
+    taken = "" if (model_id, revision) == (args.model_name, args.revision) else main_folder
     print(f"[spec] Downloading draft model: {model_id} (revision={revision})")
     try:
-        folder = download(model_id, revision, cache_dir)
+        folder = download(model_id, revision, args.cache_dir, taken)
     except Exception as error:  # whatever it is, the document wants it printed and turned to 2
         failed = "FAILED (optional, continue)" if optional else "FAILED"
         report(f"[spec] Draft model download {failed}", error, f"{model_id} ({revision=!s})")
@@ -373,9 +405,20 @@ def main() -> int:
     print(f"Resolved model_dir: {folder}")
     if not args.draft_model_name:
         return 0
-    draft = (args.draft_model_name, args.draft_revision, args.cache_dir)
-    return download_draft(*draft, optional=args.draft_optional)
+    return download_draft(args, folder)
+
+
+def run() -> int:
+    """Return the exit code of `main`, or 1 when standard output does not take its lines."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except OSError as error:  # of a `print`: what fails beside it, `main` turns into a code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the exit would try once more, and fail
+        print(f"standard output: {error!r}", file=sys.stderr)
+        return 1
+    return code
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

@@ -94,8 +94,13 @@ def _parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def hide(token: str) -> None:
+    """Keep `token` out of all that is printed from now on, also where a repr has escaped it."""
+    SECRETS.update({token, repr(token)[1:-1]} - {""})
+
+
 def hide_token(text: str) -> str:
-    """Return `text` with *** in place of the token, also where a repr has escaped it."""
+    """Return `text` with *** in place of the token."""
     for secret in SECRETS:
         text = text.replace(secret, "***")
     return text
@@ -115,7 +120,13 @@ class Log:
     def write(self, text: str) -> int:
         text = hide_token(text if self.stream.isatty() else self.flatten(text))
         self.at_line_start = text.endswith("\n") if text else self.at_line_start
-        return self.stream.write(text)
+        with contextlib.suppress(OSError):  # a log that nobody reads is no failure
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
 
     def flatten(self, text: str) -> str:
         """Turn the redraws and cursor moves of a progress bar into a line, or into nothing."""
@@ -133,7 +144,11 @@ class Log:
 
 def set_up_streams(token: str) -> None:
     """Let both streams come line by line, in any encoding, and keep `token` out of the log."""
-    SECRETS.update({token, repr(token)[1:-1]} - {""})
+    hide(token)
+    streams = (sys.stdout, sys.stderr)  # each None when whoever started this has closed it
+    sys.stdout, sys.stderr = (
+        stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for stream in streams
+    )
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace", line_buffering=True)
     sys.stderr = Log(sys.stderr)
@@ -142,7 +157,9 @@ def set_up_streams(token: str) -> None:
 def interrupt(signum: int, frame: object) -> NoReturn:
     """End at once on Ctrl-C: the SDK would wait for its threads, and the next run resumes."""
     after_a_bar = "\n" if os.isatty(2) else ""
-    os.write(2, f"{after_a_bar}Interrupted; the same command again goes on from here.\n".encode())
+    line = f"{after_a_bar}Interrupted; the same command again goes on from here.\n"
+    with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
+        os.write(2, line.encode())
     for folder in SCRATCH:
         shutil.rmtree(folder, ignore_errors=True)
     os._exit(130)
@@ -162,13 +179,14 @@ def login(token: str) -> None:
 
     Raises ValueError for what cannot be a token, and what the SDK raises for a rejected one.
     """
+    from modelscope_hub import HubApi, HubConfig
+
     if not token:
+        hide(HubConfig().token or "")
         print("WARNING: 未提供 token，将尝试使用本机已有的 modelscope 登录。", file=sys.stderr)
         return
     if not (token.isascii() and token.isprintable()):
         raise ValueError("the token holds characters that no token has; copy it once more")
-    from modelscope_hub import HubApi
-
     HubApi().login(token)
 
 
@@ -332,7 +350,7 @@ def main() -> int:
     """Upload the folder and return the exit code."""
     signal.signal(signal.SIGINT, interrupt)
     args = _parse_args()
-    repo_id, folder = args.repo_id.strip(), Path(args.model_dir).expanduser()
+    repo_id, folder = args.repo_id.strip(), Path(os.path.expanduser(args.model_dir))
     token = args.token.strip() or _env_token()
     set_up_streams(token)
     adjust_sdk()
@@ -354,5 +372,17 @@ def main() -> int:
     return 0
 
 
+def run() -> int:
+    """Return the exit code of `main`, or 1 when standard output does not take its lines."""
+    try:
+        code = main()
+        sys.stdout.flush()
+    except OSError as error:  # of a `print`: what fails beside it, `main` turns into a code
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the exit would try once more, and fail
+        print(f"standard output: {error!r}", file=sys.stderr)
+        return 1
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run())

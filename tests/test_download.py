@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import PARTS
+from tests.client import PARTS, lay
 from tests.conftest import ROOT, Client, Result, tree, wait_until
 from tests.hub import Hub, Store
 from tests.hub.faults import (
@@ -269,6 +269,15 @@ def test_token_that_the_hub_repeats_is_not_shown(client: Client, store: Store, h
     assert token not in result.out + result.err
 
 
+def test_token_of_the_stored_login_is_not_shown(client: Client, store: Store, hub: Hub) -> None:
+    token = store.add_user("alice")
+    assert client.run("modelscope", "login", "--token", token).code == 0
+    hub.queue("list", status(400, f"no good: Bearer {token}"))
+    result = download(client)
+    failed(result, "no good: Bearer ***")
+    assert token not in result.out + result.err
+
+
 def test_token_is_stored_in_the_credentials_folder_alone(client: Client, store: Store) -> None:
     token = store.add_user("alice").encode()
     assert download(client, "--token", token.decode()).code == 0
@@ -400,6 +409,32 @@ def test_output_survives_a_terminal_without_chinese(client: Client) -> None:
     assert result.code == 0
     assert result.lines[-1].endswith("--model/snapshots/master")
     assert "\\u6a21\\u578b" in result.lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("main", "draft", "revision"),
+    [("alice/model", "alice/model", "v2"), ("a--b/c", "a/b--c", "master")],
+    ids=["in an older SDK's folder, which has no revision", "by names that become one"],
+)
+def test_draft_in_the_folder_of_the_main_model_fails(
+    client: Client, store: Store, main: str, draft: str, revision: str
+) -> None:
+    store.add(main, FILES)
+    store.add(draft, {"config.json": b"another"}, revision=revision)
+    if main == draft:
+        lay(client.work / main, FILES)
+    options = ["--draft_model_name", draft, "--draft_revision", revision]
+    result = download(client, *options, MODEL_ID=main)
+    assert result.code == 2
+    assert "holds the main model" in result.lines[-1]
+    assert tree(Path(result.lines[1].split(": ")[1])) == FILES
+
+
+def test_folder_in_the_snapshot_may_be_a_link(client: Client, hub: Hub) -> None:
+    assert download(client).code == 0
+    nested = next(path for path in snapshot(client.work).iterdir() if path.is_dir())
+    nested.symlink_to(nested.rename(client.work / "elsewhere"))
+    assert download(client).code == 0
 
 
 def test_lines_come_at_once_and_in_order_through_one_pipe(
@@ -705,6 +740,44 @@ def test_ctrl_c_in_a_transfer_is_130_within_2_seconds_and_one_line(
     ours = [line for line in result.err.splitlines() if " | " not in line]
     assert ours == ["Interrupted; the same command again goes on from here."]
     assert result.out == ""
+
+
+def test_ctrl_c_that_ended_the_reader_of_the_log_too_is_130(client: Client, hub: Hub) -> None:
+    hub.queue("file", slow(10_000), file=WEIGHTS)
+    process = client.start("download_model.py", MODEL_ID=MODEL)
+    partial = snapshot(client.work) / f"{WEIGHTS}.incomplete"
+    wait_until(partial.exists)
+    process.stderr.close()
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert time.monotonic() - started < 2
+    process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("streams", "code"),
+    [(">&-", 0), ("2>&-", 0), (">&- 2>&-", 0), ("2>/dev/full", 0), (">/dev/full", 1)],
+)
+def test_stream_that_takes_nothing_shows_no_traceback(
+    client: Client, streams: str, code: int
+) -> None:
+    script = f"{sys.executable} {ROOT / 'download_model.py'}"
+    result = client.run("sh", "-c", f"{script} {streams}", MODEL_ID=MODEL)
+    assert result.code == code
+    assert "Traceback" not in result.err
+    assert ("standard output: OSError(28, " in result.err) == bool(code)
+    assert tree(snapshot(client.work)) == FILES
+
+
+def test_reader_that_goes_after_the_main_model_is_a_failure(client: Client, store: Store) -> None:
+    store.add(DRAFT, FILES)
+    script = f"{sys.executable} {ROOT / 'download_model.py'}"
+    command = f"{{ {script}; echo $? >code; }} | true"
+    result = client.run("sh", "-c", command, MODEL_ID=MODEL, SPEC_DRAFT_MODEL_ID=DRAFT)
+    assert (client.work / "code").read_text() == "1\n"
+    assert "standard output: BrokenPipeError(" in result.err
+    assert "Traceback" not in result.err
 
 
 @pytest.mark.parametrize("route", ["login", "list"])

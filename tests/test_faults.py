@@ -13,8 +13,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.client import tree, wait_until
-from tests.faults import BIG, DOWNLOADS, FILES, MODEL, PARTS, UPLOADS, Case, Scene, judge, scene_of
+from tests.client import lay, tree, wait_until
+from tests.faults import (
+    BIG,
+    DOWNLOADS,
+    FILES,
+    MODEL,
+    PARTS,
+    UPLOADS,
+    Case,
+    Scene,
+    disk,
+    judge,
+    scene_of,
+)
 from tests.hub.faults import slow
 from tests.hub.server import Response
 
@@ -113,6 +125,21 @@ def test_slow_but_living_link_outlasts_every_limit() -> None:
         assert (result.code, result.seconds > 12) == (0, True)
         assert scene.result() == FILES
         assert len(scene.hub.requests("file", BIG)) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk")
+@pytest.mark.parametrize(("size", "left"), [("3400k", 0), ("4m", 1_500_000)])
+def test_too_little_space_to_join_the_parts_fails_before_the_first_byte(
+    size: str, left: int
+) -> None:
+    """A part is there twice for a moment; and what a killed run had joined is begun anew."""
+    with scene_of(Case("space", disk(size), env=PARTS)) as scene:
+        if left:
+            lay(scene.snapshot, {f"{BIG}.parallel_tmp": bytes(left)})
+        result = scene.run("ours")
+        assert result.code == 1
+        assert "OSError(28, " in result.out
+        assert scene.hub.requests("file") == []
 
 
 def test_file_without_a_digest_is_named(capfd: pytest.CaptureFixture) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from tests.client import lay
+from tests.client import lay, wait_until
 from tests.conftest import ROOT, Client, Result, tree
 from tests.hub import Hub, Store
 from tests.hub.faults import answers, refuse, stall, status
@@ -77,6 +79,10 @@ def test_upload_prints_its_two_lines_and_the_hub_holds_the_folder(
     assert result.lines == [f"Uploading folder: folder  -->  {REPO}", "Upload finished."]
     assert warnings(result) == []
     assert on_hub(store) == FILES
+
+
+def test_tilde_of_nobody_is_a_folder_that_is_not_there(client: Client) -> None:
+    failed(upload(client, MODEL_DIR="~nobody-at-all/x"), "模型目录不存在：~nobody-at-all/x")
 
 
 def test_no_option_uploads_the_default_folder_to_the_default_repo(
@@ -299,6 +305,16 @@ def test_token_that_the_hub_repeats_is_not_shown(
     result = upload(client)
     failed(result)
     assert "Bearer ***" in result.err
+    assert token not in result.out + result.err
+
+
+def test_token_of_the_stored_login_is_not_shown(
+    client: Client, hub: Hub, token: str, folder: Path
+) -> None:
+    assert client.run("modelscope", "login", "--token", token).code == 0
+    hub.queue("commit", status(403, f"no good: Bearer {token}"))
+    result = upload(client, MODELSCOPE_API_TOKEN=None)
+    failed(result, "Bearer ***")
     assert token not in result.out + result.err
 
 
@@ -607,6 +623,32 @@ def test_ctrl_c_in_a_blob_is_130_within_2_seconds_and_one_line(
     ours = [line for line in result.err.splitlines() if " | " not in line and "%|" not in line]
     assert ours == ["Interrupted; the same command again goes on from here."]
     assert on_hub(store) == {}
+
+
+def test_ctrl_c_that_ended_the_reader_of_the_log_too_is_130(client: Client, hub: Hub) -> None:
+    lay(client.work / "folder", {"model.safetensors": BIG * 4, **FILES})
+    hub.rate = 500_000
+    process = client.start("upload_model.py", REPO_ID=REPO, MODEL_DIR="folder")
+    wait_until(lambda: hub.received() > 100_000)
+    process.stderr.close()
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert time.monotonic() - started < 2
+    process.stdout.close()
+
+
+@pytest.mark.parametrize(
+    ("streams", "code"), [(">&-", 0), ("2>&-", 0), ("2>/dev/full", 0), (">/dev/full", 1)]
+)
+def test_stream_that_takes_nothing_shows_no_traceback(
+    client: Client, folder: Path, streams: str, code: int
+) -> None:
+    script = f"{sys.executable} {ROOT / 'upload_model.py'}"
+    env = {"REPO_ID": REPO, "MODEL_DIR": "folder"}
+    result = client.run("sh", "-c", f"{script} {streams}", **env)
+    assert result.code == code
+    assert "Traceback" not in result.out + result.err
 
 
 @pytest.mark.parametrize("end", ["success", "failure", "Ctrl-C"])
