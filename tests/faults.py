@@ -514,7 +514,7 @@ def upload_cases() -> list[Case]:
         Case("folder: a link to a folder", holds(lambda p: p.symlink_to("nested"))),
         Case("folder: a named pipe", holds(os.mkfifo)),
         Case("folder: a socket", holds(make_socket)),
-        Case("folder: 5,000 small files", many, **SUCCESS),
+        Case("folder: 5,000 small files in 25 folders", many, **SUCCESS),
         Case("folder: every odd character in names", odd_names, **SUCCESS),
         Case("hub: connection refused", no_hub),
         Case("commit: redirect to another host, always", fishing("commit"), hostile=True),
