@@ -81,10 +81,14 @@ class Client:
                 raise
         return Result(process.returncode, out, err, time.monotonic() - started)
 
-    def interrupt(self, process: subprocess.Popen[str], when: Callable[[], object]) -> Result:
+    def interrupt(
+        self, process: subprocess.Popen[str], when: Callable[[], object], *, log_read: bool = True
+    ) -> Result:
         """Send Ctrl-C to `process` as soon as `when()` holds, and time how long it takes to end."""
         with process:
             wait_until(when)
+            if not log_read:  # as when the same Ctrl-C ended `tee`
+                process.stderr.close()
             started = time.monotonic()
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
