@@ -46,7 +46,9 @@ SETTINGS = {
     "MODELSCOPE_DOWNLOAD_FILE_LOCK_TIMEOUT_SECONDS": str(30 * 24 * 3600),
 }
 
-# What the SDK leaves beside a file that it has not finished.
+LARGE_AT_ONCE = 4  # files that come in parts
+
+# What the SDK leaves beside a file that it has not finished, and goes on from.
 UNFINISHED = re.compile(r"(\.incomplete|_\d+_\d+)$")
 
 SECRETS: set[str] = set()  # what `hide_token` hides
@@ -287,7 +289,7 @@ def sizes_in(folder: Path) -> dict[str, int]:
 def check_space(wanted: dict[str, int], there: dict[str, int], cache_dir: str) -> None:
     """Raise OSError when `cache_dir` has less room than is still to come, in bytes.
 
-    Parts are joined to a new file, up to four at once, and each part goes when it is in there.
+    Parts are joined to a new file, and each goes when it is in there: till then it is there twice.
     """
     from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
     from modelscope_hub.constants import DOWNLOAD_PART_SIZE as PART
@@ -298,7 +300,7 @@ def check_space(wanted: dict[str, int], there: dict[str, int], cache_dir: str) -
             have[key] += size
     missing = sum(max(0, size - have[name]) for name, size in wanted.items())
     joined = sum(size > IN_PARTS and there.get(name) != size for name, size in wanted.items())
-    missing += min(joined, 4) * PART
+    missing += min(joined, LARGE_AT_ONCE) * PART
     free = shutil.disk_usage(cache_dir).free
     if missing > free:
         reason = f"{missing} bytes are still to come, and {free} are free"
@@ -324,8 +326,20 @@ def plan(wanted: dict[str, int]) -> dict[str, Any]:
     from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
 
     if max(wanted.values()) > IN_PARTS:
-        return {"max_workers": 4, "progress_callbacks": [PartsBar]}
+        return {"max_workers": LARGE_AT_ONCE, "progress_callbacks": [PartsBar]}
     return {"max_workers": 16}
+
+
+def check_snapshot(folder: str, files: list[dict[str, Any]]) -> None:
+    """Raise FileNotFoundError unless `folder` has all of `files`; warn of what else is amiss."""
+    if unknown := [file["Path"] for file in files if not file.get("Sha256")]:
+        print(f"WARNING: the hub gives no digest to check these by: {unknown}", file=sys.stderr)
+    names = {file["Path"] for file in files}
+    # Such as a name that the SDK uses while it works; a folder may be a link to another place.
+    if lost := sorted(name for name in names if not Path(folder, name).is_file()):
+        raise FileNotFoundError(errno.ENOENT, f"gone after the download: {lost}", folder)
+    if strangers := sorted(sizes_in(Path(folder)).keys() - names):
+        print(f"WARNING: not in this revision, yet in {folder}: {strangers}", file=sys.stderr)
 
 
 def download(model_id: str, revision: str, cache_dir: str, taken: str = "") -> str:
@@ -350,14 +364,7 @@ def download(model_id: str, revision: str, cache_dir: str, taken: str = "") -> s
     check_space(wanted, sizes_in(Path(left)) if left else {}, cache_dir)
     with given(files):
         folder = snapshot_download(model_id, **where, **plan(wanted))
-    if unknown := [file["Path"] for file in files if not file.get("Sha256")]:
-        print(f"WARNING: the hub gives no digest to check these by: {unknown}", file=sys.stderr)
-    there = sizes_in(Path(folder))
-    # Such as a name that the SDK uses while it works; a folder may be a link to another place.
-    if lost := sorted(name for name in wanted if not Path(folder, name).is_file()):
-        raise FileNotFoundError(errno.ENOENT, f"gone after the download: {lost}", folder)
-    if strangers := sorted(there.keys() - wanted.keys()):
-        print(f"WARNING: not in this revision, yet in {folder}: {strangers}", file=sys.stderr)
+    check_snapshot(folder, files)
     return folder
 
 
