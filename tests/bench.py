@@ -26,8 +26,8 @@ from pathlib import Path
 from urllib.parse import quote
 
 from download_model import SETTINGS
-from tests.client import ROOT
 from tests.hub import Hub, Store
+from tests.support.client import ROOT
 
 MODEL = "bench/model"
 MB = 1_000_000

@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import ROOT, Client, Result, tree, wait_until
 from tests.hub import Hub, Store
-
-__all__ = ["ROOT", "Client", "Result", "tree", "wait_until"]
+from tests.support.client import Client
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Client, tree
 from tests.hub import Store
-from tests.test_download import snapshot
+from tests.support.client import ROOT, Client, tree
+from tests.support.download import snapshot
 
 FILES = {"config.json": b"{}", "tokenizer_config.json": b"{}", "model.safetensors": b"weights"}
 

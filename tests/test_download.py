@@ -6,7 +6,6 @@ import fcntl
 import itertools
 import os
 import pty
-import random
 import signal
 import struct
 import subprocess
@@ -17,8 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import PARTS, lay
-from tests.conftest import ROOT, Client, Result, tree, wait_until
 from tests.hub import Hub, Store
 from tests.hub.faults import (
     answers,
@@ -35,27 +32,23 @@ from tests.hub.faults import (
 )
 from tests.hub.models import MAIN
 from tests.hub.server import Fault, Response
-
-MODEL = "alice/model"
-DRAFT = "alice/draft"
-WEIGHTS = "model.safetensors"
-BIG = random.Random(0).randbytes(3_000_000)
-FILES = {"config.json": b"{}", WEIGHTS: BIG[:300_000], "nested/deep/tokenizer.json": b"[1]"}
-SUCCESS = ["Model download successful!", "Resolved model_dir: {}"]
+from tests.support.client import PARTS, ROOT, Client, Result, lay, tree, wait_until
+from tests.support.download import (
+    BIG,
+    DRAFT,
+    FILES,
+    MODEL,
+    SUCCESS,
+    USED,
+    WEIGHTS,
+    download,
+    snapshot,
+)
 
 
 @pytest.fixture(autouse=True)
 def model(store: Store) -> None:
     store.add(MODEL, FILES)
-
-
-def snapshot(folder: Path, model: str = MODEL, revision: str = "master") -> Path:
-    return folder / "models" / model.replace("/", "--") / "snapshots" / revision
-
-
-def download(client: Client, *options: object, **env: str | None) -> Result:
-    env.setdefault("MODEL_ID", MODEL)
-    return client.run("download_model.py", *options, **env)
 
 
 def failed(result: Result, *words: str, code: int = 1) -> None:
@@ -190,8 +183,6 @@ def test_legacy_folder_of_an_older_sdk_is_reused(client: Client, hub: Hub) -> No
 
 
 # --- token --------------------------------------------------------------------------------------
-
-USED = "Using ModelScope token for authenticated download."
 
 
 def test_no_token_downloads_anonymously(client: Client, hub: Hub) -> None:

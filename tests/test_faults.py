@@ -1,4 +1,4 @@
-"""Every fault of `tests.faults` on our side, kills at random moments, and fuzzed edges."""
+"""Every fault of `tests.support.cases` on our side, kills at random moments, and fuzzed edges."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.client import lay, tree, wait_until
-from tests.faults import (
+from tests.hub.faults import slow
+from tests.hub.server import Response
+from tests.support.cases import (
     BIG,
     DOWNLOADS,
     FILES,
@@ -27,12 +28,11 @@ from tests.faults import (
     judge,
     scene_of,
 )
-from tests.hub.faults import slow
-from tests.hub.server import Response
+from tests.support.client import lay, tree, wait_until
 
 KILLS = int(os.environ.get("TEST_KILLS", "18"))
 EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "12"))
-BOUND = 20  # seconds, with waits as short as `tests.faults` makes them
+BOUND = 20  # seconds, with waits as short as `tests.support.cases` makes them
 
 
 def missing(scene: Scene) -> int:

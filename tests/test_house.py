@@ -8,8 +8,8 @@ import subprocess
 
 import pytest
 
-from tests.conftest import ROOT
-from tests.readme import README
+from tests.support.client import ROOT
+from tests.support.readme import README
 
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 SCRIPTS = [path.name for path in ROOT.glob("*_model.py")]
@@ -46,10 +46,10 @@ def test_readme_names_one_line_to_install_for_a_script_alone_and_its_versions_ar
 
 
 def test_ci_runs_the_test_command_of_the_readme() -> None:
-    command = "python -m pytest -c tests/pytest.ini tests"
+    command = "python -m pytest"
     assert f"```sh\n{command}\n```" in README
     assert f"\n{command}\n" in (ROOT / ".ci/run").read_text()
-    images = "python -m pytest -c tests/pytest.ini -n 0 -m image tests"
+    images = "python -m pytest -n 0 -m image"
     assert f"```sh\n{images}\n```" in README
     assert f"\nIMAGE_BUILDER=buildah {images}\n" in (ROOT / ".ci/run").read_text()
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.conftest import ROOT, Client, tree, wait_until
 from tests.hub import Hub, Store
 from tests.hub.faults import passes, status, truncate
 from tests.hub.models import MAIN
-from tests.test_download import FILES, MODEL, WEIGHTS, download, snapshot
+from tests.support.client import ROOT, Client, tree, wait_until
+from tests.support.download import FILES, MODEL, WEIGHTS, download, snapshot
 
 
 @pytest.fixture(autouse=True)

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, Result
 from tests.hub import Hub, Store
 from tests.hub.models import WORDS, write
-from tests.image import Buildah, Builder, Docker, find_builder, registry, run
-from tests.readme import README
+from tests.support.builders import Buildah, Builder, Docker, find_builder, registry, run
+from tests.support.client import ROOT, Result
+from tests.support.readme import README
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT, Client, Result, tree
 from tests.hub import Hub, Store
-from tests.readme import blocks
-from tests.test_download import snapshot
+from tests.support.client import ROOT, Client, Result, tree
+from tests.support.download import snapshot
+from tests.support.readme import blocks
 
 GITHUB, GITLAB = blocks("In a CI job", "yaml")
 SCHEMAS = {"github": "vendor.github-workflows", "gitlab": "vendor.gitlab-ci"}

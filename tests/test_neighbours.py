@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trustme
 
-from tests.conftest import ROOT, Client, Result, tree, wait_until
 from tests.hub import Hub, Store
-from tests.readme import blocks, commands, section
-from tests.test_download import snapshot
+from tests.support.client import ROOT, Client, Result, tree, wait_until
+from tests.support.download import snapshot
+from tests.support.readme import blocks, commands, section
 
 TITLE = "Beside the scripts"
 COMMANDS = commands(TITLE)
@@ -234,7 +234,14 @@ def proxy(tmp_path: Path, client: Client) -> Iterator[Proxy]:
     # On a busy machine a proxy may take its time; a retry would be counted as bytes sent twice.
     client.env |= {"MODELSCOPE_DOWNLOAD_TIMEOUT": "30", "MODELSCOPE_API_TIMEOUT": "30"}
     few = ["--num-workers", "1", "--num-acceptors", "1"]
-    options = ["--port", "0", "--port-file", str(port), "--plugins", "tests.notes.Notes"]
+    options = [
+        "--port",
+        "0",
+        "--port-file",
+        str(port),
+        "--plugins",
+        "tests.support.proxy_plugin.Notes",
+    ]
     with subprocess.Popen(
         [sys.executable, "-m", "proxy", "--hostname", "127.0.0.1", *few, *options],
         env={"PROXY_NOTES": str(notes), "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},

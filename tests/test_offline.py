@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Client, tree
 from tests.hub import Store
-from tests.readme import blocks
-from tests.test_download import snapshot
+from tests.support.client import Client, tree
+from tests.support.download import snapshot
+from tests.support.readme import blocks
 
 # A Python that has torch may be another one: where torch is installed, the SDK imports it too, and
 # every other test would wait for that.

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from tests.client import ROOT, Client
 from tests.hub import Store
-from tests.readme import README
+from tests.support.client import ROOT, Client
+from tests.support.readme import README
 
 # A block, and the block of output right below it, if there is one.
 BLOCKS = re.findall(r"^```sh\n(.*?)^```\n(?:\n```\n(.*?)^```$)?", README, re.MULTILINE | re.DOTALL)

@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import lay
-from tests.conftest import ROOT, Client, Result, tree
 from tests.hub import Hub, Store
 from tests.hub.faults import answers, refuse, stall, status
 from tests.hub.server import Fault
-from tests.test_download import USED, snapshot
+from tests.support.client import ROOT, Client, Result, lay, tree
+from tests.support.download import USED, snapshot
 
 REPO = "alice/model"
 WEIGHTS = "model-00001-of-00002.safetensors"

@@ -1,4 +1,4 @@
-"""A machine of a user's, as the tests and `tests.faults` use it: it runs commands as processes."""
+"""A machine of a user, which runs commands as processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.hub import Hub
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # The SDK's own settings keep its waits short; without them it would back off for minutes.
 SHORT_WAITS = {

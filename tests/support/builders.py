@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from tests.conftest import ROOT, Result
+from tests.support.client import ROOT, Result
 
 NAMES = "localhost/image-tests"  # no image of the user's own is called so
 DEBIAN = "python3,python3-venv,python3-pip,ca-certificates"

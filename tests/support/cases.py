@@ -1,15 +1,10 @@
-"""Faults down the side, our scripts and the SDK's own CLI across.
+"""What can go wrong, as a list of cases, and the judgement on how a client came through.
 
-python -m tests.faults            runs every fault against both and prints the table
-python -m tests.faults --only X   those whose name holds X
-
-Both sides run against a stand-in hub each, with the same environment, in which the SDK's waits are
-cut short by its own settings. `tests/test_faults.py` runs our side of the same list.
+`tests/test_faults.py` runs our scripts on it; `tests/fault_table.py` the SDK's own CLI beside them.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import subprocess
@@ -19,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.client import PARTS, Client, Result, lay, tree
 from tests.hub import Hub, Store
 from tests.hub.faults import (
     answers,
@@ -39,6 +33,7 @@ from tests.hub.faults import (
     truncate,
 )
 from tests.hub.server import Fault
+from tests.support.client import PARTS, Client, Result, lay, tree
 
 MODEL = "alice/model"
 BIG = "model-00002-of-00002.safetensors"
@@ -526,35 +521,3 @@ def upload_cases() -> list[Case]:
 
 DOWNLOADS = [*file_cases(), *list_cases(), *hostile_cases(), *disk_cases()]
 UPLOADS = upload_cases()
-
-
-# --- the table ----------------------------------------------------------------------------------
-
-
-def row(case: Case) -> str:
-    """Run a case on both sides and return its line of the table."""
-    cells = []
-    for who in ("ours",) if case.hostile else ("ours", "cli"):
-        with scene_of(case) as scene:
-            outcome = judge(scene, who)
-        code = "–" if outcome.verdict == HANG else outcome.code
-        unnamed = "" if outcome.named or not outcome.code else ", no cause"
-        cells.append(f"{outcome.verdict}{unnamed} ({code}, {outcome.seconds:.0f} s)")
-    cells += ["not run"] * (2 - len(cells))
-    return f"| {case.name} | {cells[0]} | {cells[1]} |"
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("--only", default="", help="the cases whose name holds this")
-    only = parser.parse_args().only
-    for title, cases in (("download", DOWNLOADS), ("upload", UPLOADS)):
-        print(f"\n| {title} | ours | the SDK's CLI |\n|---|---|---|", flush=True)
-        for case in cases:
-            if only in case.name:
-                print(row(case), flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
