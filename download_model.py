@@ -7,7 +7,7 @@
 
 Made for the build of an image: with the files in place, serving needs no network. Exit code 0
 means that every file of the revision is there and matches its digest; 1, the model failed;
-2, the draft model failed. The SDK moves the bytes; what is added here makes its result true.
+2, the draft model failed. The SDK does the work; the guard below verifies the result.
 """
 
 from __future__ import annotations
@@ -15,412 +15,565 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import functools
+import inspect
+import io
+import logging
 import os
-import posixpath
 import re
 import shutil
 import signal
+import stat
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from functools import partialmethod
-from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NoReturn, TextIO
+from collections.abc import Callable
+from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
+from typing import Any, NoReturn
 
+SIGNALS = {s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN}
+
+if __name__ == "__main__":  # about this process, before the SDK's import takes its time
+    if os.name == "posix":
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait for `watch_signals`
+    while os.open(os.devnull, os.O_RDWR) < 3:  # a closed stream's number must not go to a file
+        pass
+    sys.modules.setdefault("torch", None)  # the SDK would import it: 2 s and 200 MB for nothing
+    if not (sys.stderr and sys.stderr.isatty()):
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the SDK's bars are for terminals
+
+# The SDK reads its settings when it is imported; what the user has set stays.
+# A file may take as long as it needs: an hour, the SDK's limit, is too short for 50 GB at 1 MB/s.
+# Connections that stall or crawl still end by the SDK's idle and low-speed limits.
+os.environ.setdefault("MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT", str(30 * 24 * 3600))
+# A second run waits as long for a file that the first one is fetching.
+os.environ.setdefault("MODELSCOPE_DOWNLOAD_FILE_LOCK_TIMEOUT_SECONDS", str(30 * 24 * 3600))
+# Large files come in parts over several connections, as most links give one only a share.
+os.environ.setdefault("MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS", "8")
+os.environ.setdefault("MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB", "128")
+os.environ.setdefault("MODELSCOPE_DOWNLOAD_PART_SIZE_MB", "24")
+if not os.environ.get("MODELSCOPE_API_TOKEN", "unset").strip():
+    del os.environ["MODELSCOPE_API_TOKEN"]  # blank, it would hide a stored login
+
+SDK_ERROR = None
+try:
+    from modelscope import snapshot_download
+    from modelscope.hub.api import HubApi
+except Exception as error:  # not installed, or broken by a setting: `-h` works all the same
+    SDK_ERROR = error
+
+INSTALL = "pip install modelscope==1.40.2 modelscope-hub==0.5.1"
 DEFAULT_MODEL = "YukinoStuki/Qwen3-4B-Plus-Merged"
 DEFAULT_REVISION = "master"
-PROGRESS_SECONDS = 10  # between two lines of progress, where there is no terminal
+FILES_AT_ONCE = 32  # as many connections as the SDK keeps open
+LARGE_AT_ONCE = 4  # files that come in parts, over eight connections each
+THREADS = 2 * FILES_AT_ONCE  # each file in one stream has a watchdog
+MANY_LARGE = 16  # from here on parts bring nothing, and one stream writes each byte only once
+UNCHECKED = f"WARNING: an unknown SDK, or older than 1.38: its result was not checked; {INSTALL}"
+INTERRUPTED = "Interrupted. Run the same command again to resume."
 
-# The SDK reads these when it is imported; what the user has set stays.
-SETTINGS = {
-    # A file may take as long as it needs: an hour, the SDK's limit, is too short for 50 GB at
-    # 1 MB/s. Connections that stall or crawl still end by the SDK's idle and low-speed limits.
-    "MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT": str(30 * 24 * 3600),
-    # Large files come in parts, over several connections, as most links give one only a share.
-    # Eight for each of four files are the 32 that the SDK keeps open, and no hub minds.
-    "MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS": "8",
-    "MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "128",
-    "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "24",
-    # A second run waits as long for a file that the first one is fetching.
-    "MODELSCOPE_DOWNLOAD_FILE_LOCK_TIMEOUT_SECONDS": str(30 * 24 * 3600),
-}
 
-LARGE_AT_ONCE = 4  # files that come in parts
+def parse_args() -> argparse.Namespace:
+    """Parse the command line; the environment gives the defaults."""
+    env = os.environ.get
+    parser = Parser(
+        description="Download a model, and a draft model if one is named, from ModelScope.",
+        epilog="Defaults: MODEL_ID, MODELSCOPE_API_TOKEN, SPEC_DRAFT_MODEL_ID, "
+        "SPEC_DRAFT_MODEL_REVISION, SPEC_DRAFT_OPTIONAL=1; without a token, the stored login.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model_name", default=env("MODEL_ID", DEFAULT_MODEL), help="model id, OWNER/NAME")
+    add("--revision", default=DEFAULT_REVISION, help="branch, tag or commit of the model")
+    add("--cache_dir", default="./", help="folder to download to")
+    add("--token", default=env("MODELSCOPE_API_TOKEN", ""), help="ModelScope token")
+    add("--draft_model_name", default=env("SPEC_DRAFT_MODEL_ID", ""), help="id of a draft model")
+    draft_revision = env("SPEC_DRAFT_MODEL_REVISION", DEFAULT_REVISION)
+    add("--draft_revision", default=draft_revision, help="branch, tag or commit of the draft model")
+    optional = env("SPEC_DRAFT_OPTIONAL") == "1"
+    add("--draft_optional", action="store_true", default=optional, help="let the draft model fail")
+    args = parser.parse_args()
+    for name in ("model_name", "revision", "token", "draft_model_name", "draft_revision"):
+        setattr(args, name, getattr(args, name).strip())
+    return args
 
-# What the SDK leaves beside a file that it has not finished, and goes on from.
-UNFINISHED = re.compile(r"(\.incomplete|_\d+_\d+)$")
 
-SECRETS: set[str] = set()  # what `hide_token` hides
+def main() -> int:
+    """Log in, download the model, then the draft model if one is named; return the exit code."""
+    args = parse_args()
+    os.environ.pop("MODELSCOPE_API_TOKEN", None)  # --token has it, or it isn't to be used
+    guard_sdk(args.token)
+    try:
+        validate(args.model_name, args.cache_dir)
+        check_sdk(args.token)
+        if args.token:
+            HubApi().login(args.token)
+            print("Using ModelScope token for authenticated download.")
+        model_dir = snapshot_download(
+            args.model_name,
+            cache_dir=os.path.expanduser(args.cache_dir),
+            revision=args.revision or DEFAULT_REVISION,
+        )
+    except Exception as error:  # whatever it is, it ends as a failed download
+        report("Model download FAILED", error)
+        return 1
+    print("Model download successful!")
+    print(f"Resolved model_dir: {hide(os.path.abspath(model_dir))}")
+    if os.path.abspath(model_dir) not in CHECKED:
+        print(UNCHECKED, file=sys.stderr)
+    return download_draft(args) if args.draft_model_name else 0
+
+
+def download_draft(args: argparse.Namespace) -> int:
+    """Download the draft model and return the exit code: 2 when it failed and isn't optional."""
+    name, revision = args.draft_model_name, args.draft_revision or DEFAULT_REVISION
+    print(f"[spec] Downloading draft model: {hide(name)} (revision={hide(revision)})")
+    try:
+        cache_dir = os.path.expanduser(args.cache_dir)
+        draft_dir = snapshot_download(name, cache_dir=cache_dir, revision=revision)
+    except Exception as error:  # whatever it is, it ends as a failed draft
+        if args.draft_optional:
+            report("[spec] Draft model download FAILED (optional, continue)", error)
+            return 0
+        report("[spec] Draft model download FAILED", error)
+        return 2
+    print("[spec] Draft model download successful!")
+    print(f"[spec] Resolved draft_model_dir: {hide(os.path.abspath(draft_dir))}")
+    if os.path.abspath(draft_dir) not in CHECKED:
+        print(UNCHECKED, file=sys.stderr)
+    return 0
+
+
+def validate(model_name: str, cache_dir: str) -> None:
+    """Raise ValueError for a blank argument."""
+    if not model_name:
+        raise ValueError("MODEL_ID or --model_name is blank; name a model, or unset MODEL_ID")
+    if not cache_dir.strip():
+        raise ValueError("--cache_dir is blank; name a folder")
+
+
+# --- the guard at the SDK's door ------------------------------------------------------------------
+
+Files = dict[str, Any]  # by name, what the hub lists: size in bytes, sha256
+Stats = dict[str, os.stat_result]  # by name, what stands in a folder
+
+CHECKED: dict[str, tuple[str, str]] = {}  # folders, and the model id and revision in each
+
+
+def guard_sdk(token: str) -> None:
+    """Wrap `modelscope_hub.HubApi.download_repo`, through which all of `snapshot_download` passes.
+
+    An SDK that has none, or whose `download_repo` takes no file list, stays as it is.
+    """
+    keep_secret(token)
+    try:
+        from modelscope_hub import HubApi as Hub
+        from modelscope_hub import HubConfig
+
+        download_repo = inspect.unwrap(Hub.download_repo)
+        keep_secret(HubConfig().token or "")  # of a stored login
+    except (ImportError, AttributeError):
+        return
+
+    @functools.wraps(download_repo)
+    def guarded(api: Any, repo_id: str, repo_type: str, **call: Any) -> Path:
+        door = functools.partial(download_repo, api, repo_id, repo_type)
+        return door(**call) if call["local_files_only"] else guard(api, repo_id, door, call)
+
+    if "file_list" in inspect.signature(download_repo).parameters:
+        Hub.download_repo = guarded
+
+
+def guard(api: Any, model_id: str, door: Callable[..., Path], call: dict[str, Any]) -> Path:
+    """Check the hub's list and the folder, let the SDK download, and check what it left.
+
+    `door` is the SDK's `download_repo` for this model, `call` its arguments. Raises ValueError for
+    a list, OSError for a folder, LookupError for a revision that won't do; and what the SDK raises.
+    """
+    revision = call["revision"]
+    if model_id.count("/") != 1 or model_id.strip("/") != model_id or escapes_folder(model_id):
+        raise ValueError(f"{model_id!r} is not a model id; expected OWNER/NAME")
+    if escapes_folder(revision):
+        raise ValueError(f"{revision!r} is not a revision; expected a branch, a tag or a commit")
+    files = check_list(list_files(api, model_id, revision))
+    for name in ("cache_dir", "local_dir"):
+        call[name] = call[name] and os.path.abspath(call[name])
+    os.makedirs(call["cache_dir"], exist_ok=True)
+    folder = claim_folder((model_id, revision), door, call)
+    before = scan(folder)
+    check_places(folder, files, before)
+    check_space(files, before, call["cache_dir"])
+    call["file_list"], call["max_workers"] = plan(files, before)
+    progress = Progress(files, before)
+    with progress.bar:
+        fetch(door, call | {"progress_callbacks": [progress.begin_file]})
+    check_snapshot(folder, files)
+    progress.summarize()
+    return Path(folder)
+
+
+def escapes_folder(name: str) -> bool:
+    """Tell whether a file name, joined to a folder, may point out of it on any system."""
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    absolute = posix.is_absolute() or windows.is_absolute() or bool(PurePath(name).anchor)
+    return absolute or ".." in posix.parts or "\\" in name or not posix.parts
+
+
+def list_files(api: Any, model_id: str, revision: str) -> list[Any]:
+    """Return what the hub lists; a list that is empty or unreadable is read once more."""
+    from modelscope_hub import NetworkError
+
+    read = functools.partial(read_list, api, model_id, revision)
+    try:
+        return read()
+    except Exception as error:  # whatever kept the list from being read
+        if not isinstance(error, NetworkError):
+            check_revision(api, model_id, revision, error)
+        pause(f"the file list of {model_id} could not be read ({error!r})")
+    return read()
+
+
+def read_list(api: Any, model_id: str, revision: str) -> list[Any]:
+    """Return what the hub lists; raise LookupError with its words where that is nothing.
+
+    Of an error that comes as HTTP 200 the SDK makes an empty list, and drops the words.
+    """
+    import requests
+
+    if entries := api.list_repo_files(model_id, "model", revision=revision):
+        return entries
+    query = {"params": {"Revision": revision, "Recursive": "True"}, "cookies": api.get_cookies()}
+    words = ""
+    with contextlib.suppress(Exception):  # the failure is told without them too
+        address = f"{api.resolve_endpoint_for_read(model_id)}/api/v1/models/{model_id}/repo/files"
+        said = requests.get(address, **query, timeout=10).json()
+        words = f": {said['Message']} (code {said['Code']})"
+    raise LookupError(f"the hub lists no files in {model_id} (revision={revision}){words}")
+
+
+def check_revision(api: Any, model_id: str, revision: str, cause: Exception) -> None:
+    """Raise LookupError with the revisions that are there, when `revision` isn't one of them."""
+    from modelscope_hub import NotExistError
+
+    try:
+        known = [entry["Revision"] for entry in api.list_repo_revisions(model_id, "model")]
+    except NotExistError:  # nor does the hub know the model
+        raise cause from None
+    except Exception:  # a probe that fails is no answer
+        return
+    if known and revision not in known:
+        hint = "; the default branch is master" if revision == "main" else ""
+        raise LookupError(f"{model_id} has no revision {revision!r}, but {known}{hint}") from cause
+
+
+def check_list(entries: list[Any]) -> Files:
+    """Return the files among `entries` by name.
+
+    Raises ValueError for a list without files, for one that the hub has cut short, and for names
+    that would leave the folder or share a place.
+    """
+    from modelscope_hub.constants import REPO_FILES_TRUNCATION_LIMIT as LIMIT
+
+    if bad := [entry.path for entry in entries if escapes_folder(entry.path)]:
+        raise ValueError(f"the hub lists files outside the model's folder: {bad}")
+    folders = Counter(str(PurePosixPath(entry.path).parent) for entry in entries)
+    if cut := [folder for folder, count in folders.items() if count >= LIMIT]:
+        raise ValueError(f"the hub lists at most {LIMIT} files of a folder; {cut} may have more")
+    files = {(entry.path, entry.sha256): entry for entry in entries if not entry.is_dir}
+    places = Counter(PurePosixPath(name) for name, _ in files)
+    above = {parent for place in places for parent in place.parents}
+    if twice := [str(place) for place, count in places.items() if count > 1 or place in above]:
+        raise ValueError(f"the hub lists conflicting names: {twice}")
+    if not files:
+        raise ValueError("the hub lists no files in this revision, only folders")
+    return {entry.path: entry for entry in files.values()}
+
+
+def claim_folder(model: tuple[str, str], door: Callable[..., Path], call: dict[str, Any]) -> str:
+    """Return the folder that the SDK will use, unless another model of this run is in it."""
+    from modelscope_hub import CacheNotFound
+
+    try:
+        folder = str(door(**call | {"local_files_only": True}))
+    except CacheNotFound as error:  # not there yet; the error says where the SDK looked
+        folder = error.cache_dir
+    for taken, owner in CHECKED.items():
+        if owner != model and os.path.commonpath([taken, folder]) in (taken, folder):
+            raise ValueError(f"{taken} holds the main model; use another --cache_dir for one")
+    CHECKED[folder] = model
+    return folder
+
+
+def scan(folder: str) -> Stats:
+    """Return what stands below `folder`, by name; links and unreadable folders are not entered."""
+    found = {}
+    for root, folders, names in os.walk(folder):
+        for path in (Path(root, name) for name in folders + names):
+            with contextlib.suppress(FileNotFoundError):  # another run may finish a file meanwhile
+                found[path.relative_to(folder).as_posix()] = path.lstat()
+    return found
+
+
+def finished(name: str) -> str:
+    """Return the file that the SDK makes of an unfinished one; other names stay as they are."""
+    return re.sub(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$", "", name)
+
+
+def check_places(folder: str, files: Files, on_disk: Stats) -> None:
+    """Raise OSError where the SDK would write through a link, a pipe or a device."""
+    parents = {str(parent) for name in files for parent in PurePosixPath(name).parents}
+    odd = []
+    for name, status in on_disk.items():
+        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
+            continue
+        path, target = Path(folder, name), finished(name)
+        # A link in a file's own place is replaced, and read only if it leads to a file.
+        replaced = name in files and (path.is_file() or not path.exists())
+        if name in parents or (files.keys() & {name, target} and not replaced):
+            odd.append(name)
+    if odd:
+        reason = f"links, pipes or devices stand where files are to go; remove them: {odd}"
+        raise OSError(errno.EEXIST, reason, folder)
+
+
+def check_space(files: Files, on_disk: Stats, cache_dir: str) -> None:
+    """Raise OSError when `cache_dir` has less room than is still to come, in bytes."""
+    have: Counter[str] = Counter()
+    for name, status in on_disk.items():
+        for key in {name, finished(name)}:
+            have[key] += status.st_size
+    missing = sum(max(0, file.size - have[name]) for name, file in files.items())
+    disk = shutil.disk_usage(cache_dir)
+    free = disk.total - disk.used
+    if disk.total and missing > free:  # some file systems tell nothing
+        reason = f"{missing} bytes are still to come, and {free} are free"
+        raise OSError(errno.ENOSPC, reason, cache_dir)
+
+
+def plan(files: Files, on_disk: Stats) -> tuple[list[dict], int]:
+    """Return the file list for the SDK, and how many files it is to fetch at once.
+
+    The SDK fetches a large file in parts when its size is given. Few large files come in parts,
+    many in one stream each, all at once; what was begun goes on as it was begun.
+    """
+    from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
+
+    large = {name for name, file in files.items() if file.size > IN_PARTS}
+    begun = {finished(name): name for name in on_disk if finished(name) != name}
+    whole = {name for name in large if begun.get(name, "").endswith(".incomplete")}
+    if len(large) >= MANY_LARGE:
+        whole |= {name for name in large - begun.keys() if files[name].sha256}
+    if spare_threads(THREADS) < THREADS:  # what few there are have to do
+        whole, at_once = large, 1
+    else:
+        at_once = LARGE_AT_ONCE if large - whole else FILES_AT_ONCE
+    sizes = {name: file.size or None for name, file in files.items() if name not in whole}
+    entries = [{"Path": n, "Sha256": f.sha256, "Size": sizes.get(n)} for n, f in files.items()]
+    return entries, at_once
+
+
+def fetch(door: Callable[..., Path], call: dict[str, Any]) -> None:
+    """Let the SDK download; files that failed while others came are tried once more."""
+    from modelscope_hub import FileDownloadError
+
+    try:
+        door(**call)
+    except FileDownloadError as error:
+        failed, files = error.failed_files, call["file_list"]
+        if len(failed) == len(files):
+            raise
+        pause(f"{len(failed)} of {len(files)} files failed")
+        door(**call | {"file_list": [file for file in files if file["Path"] in failed]})
+
+
+def pause(reason: str) -> None:
+    """Say why, and wait as long as the SDK may between two tries."""
+    from modelscope_hub.constants import REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS as SECONDS
+
+    print(f"WARNING: {reason}; trying once more in {SECONDS} s", file=sys.stderr)
+    time.sleep(SECONDS)
+
+
+def check_snapshot(folder: str, files: Files) -> None:
+    """Raise FileNotFoundError unless `folder` has all of `files`; warn about what else it has."""
+    if missing := sorted(name for name in files if not Path(folder, name).is_file()):
+        raise FileNotFoundError(errno.ENOENT, f"missing after the download: {missing}", folder)
+    if unverified := [name for name, file in files.items() if not file.sha256]:
+        print(f"WARNING: the hub gives no digest to check these by: {unverified}", file=sys.stderr)
+    others = {name for name, status in scan(folder).items() if not stat.S_ISDIR(status.st_mode)}
+    if extra := sorted(others - files.keys()):
+        print(f"WARNING: not in this revision, but in {folder}: {extra}", file=sys.stderr)
+
+
+def report(failed: str, error: Exception) -> None:
+    """Print the cause, a line for each file that failed, and on standard error what to do next."""
+    print(f"{failed}: {hide(repr(error))}")
+    for name, cause in getattr(error, "failed_files", {}).items():
+        deeper = f" from {cause.__cause__!r}" if cause.__cause__ else ""
+        print(hide(f"    {name if name.isprintable() else repr(name)}: {cause!r}{deeper}"))
+    advise(error)
+
+
+# --- progress, streams, signals, the parser's error -----------------------------------------------
+
+
+class Progress:
+    """What is done of all files: a bar while it goes on, a line at the end."""
+
+    def __init__(self, files: Files, before: Stats) -> None:
+        there = {name: before[name].st_size for name in files.keys() & before.keys()}
+        self.counted = Counter({n: size for n, size in there.items() if size == files[n].size})
+        self.bar = open_bar(sum(file.size for file in files.values()), self.counted.total())
+        self.files, self.before, self.begun = files.keys(), before.keys(), set()
+
+    def begin_file(self, name: str, size: int) -> SimpleNamespace:
+        """Count a file from its start; the SDK calls this for a callback of its own kind."""
+        self.begun.add(name)
+        self.count(name, -self.counted[name])
+        return SimpleNamespace(update=functools.partial(self.count, name), end=lambda: None)
+
+    def count(self, name: str, size: int) -> None:
+        self.counted[name] += size
+        self.bar.update(size)
+
+    def summarize(self) -> None:
+        total, begun, repaired = len(self.files), len(self.begun), len(self.begun & self.before)
+        how = f"{begun - repaired} downloaded, {repaired} repaired, {total - begun} there already"
+        print(f"{total} files, {self.bar.total} bytes: {how}", file=sys.stderr)
+
+
+# From here on the same as in `upload_model.py`: each script is copied alone.
+
+
+def open_bar(total: int, done: int = 0) -> Any:
+    """Return a bar over the bytes of all files; without a terminal, a line every ten seconds."""
+    from tqdm.auto import tqdm
+
+    looks = {"total": total, "initial": done, "unit": "B", "unit_scale": True, "desc": "Total"}
+    if not sys.stderr.isatty():
+        looks |= {"mininterval": 10, "delay": 10, "leave": False, "ascii": True, "ncols": 80}
+    return tqdm(**looks, miniters=1, disable=False)
+
+
+def spare_threads(wanted: int) -> int:
+    """Return how many threads may be started, `wanted` at the most: past a limit the SDK fails."""
+    done, threads = threading.Event(), []
+    with contextlib.suppress(RuntimeError):
+        while len(threads) < wanted:
+            thread = threading.Thread(target=done.wait)
+            thread.start()
+            threads.append(thread)
+    done.set()
+    return len(threads)
+
+
+def advise(error: Exception) -> None:
+    """Print what the path was and what to do next, as far as the error and its cause know it."""
+    for each in filter(None, (error, error.__cause__)):
+        if isinstance(each, OSError) and each.filename:  # its repr leaves the path out
+            print(f"{each.filename}: {each.strerror}", file=sys.stderr)
+        if advice := getattr(each, "suggestion", ""):
+            print(advice, file=sys.stderr)
+    if isinstance(error, ConnectionError):
+        print("The hub cannot be reached: network, proxy, MODELSCOPE_ENDPOINT?", file=sys.stderr)
+    if error is SDK_ERROR:
+        print(f"Install the SDK: {INSTALL}", file=sys.stderr)
+
+
+def check_sdk(token: str) -> None:
+    """Raise what kept the SDK away, and ValueError for what cannot be a token."""
+    if SDK_ERROR:
+        raise SDK_ERROR
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("the token has characters that cannot occur in a token; copy it again")
+
+
+SECRETS: set[str] = set()  # what `hide` hides
+IN_ADDRESSES = re.compile(  # passwords and signatures
+    r"(?<=://)[^/\s@]+(?=@)|(?<=auth_key=)[^&\s'\")]+|(?<=signature=)[^&\s'\")]+", re.IGNORECASE
+)
+CONTROL = re.compile(r"(?!\A\r|\r\Z)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def keep_secret(token: str) -> None:
+    """Keep `token` out of all that is printed from now on, also where a repr has escaped it."""
+    SECRETS.update({token, repr(token)[1:-1]} - {""})
+
+
+def hide(text: str) -> str:
+    """Return `text` with *** in place of tokens, and of passwords and signatures in addresses."""
+    for secret in SECRETS:
+        text = text.replace(secret, "***")
+    return IN_ADDRESSES.sub("***", text)
+
+
+class Log(io.TextIOWrapper):
+    """Standard error without secrets and control characters; a closed one must not fail the run."""
+
+    def write(self, text: str) -> int:
+        if text.startswith("\r") and not self.isatty():  # a bar becomes a line
+            text = f"{text.strip()}\n" if text.strip() else ""
+        if text.strip("\n\x1b[A"):  # else tqdm moves from bar to bar
+            text = CONTROL.sub(lambda match: repr(match[0])[1:-1], hide(text))
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+def set_up_streams() -> None:
+    """Let both streams come line by line, in any encoding, and the SDK's log through `Log`."""
+    sys.stdout = sys.stdout or os.fdopen(1, "w")  # None when whoever started this has closed it
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    encoding = getattr(sys.stderr, "encoding", None)
+    sys.stderr = Log(os.fdopen(2, "wb"), encoding, errors="backslashreplace", line_buffering=True)
+    for name in ("modelscope", "modelscope_hub"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.stderr)
+
+
+def watch_signals() -> None:
+    """End at once on Ctrl-C or SIGTERM: in a thread, as C code may keep the main one busy."""
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
+    if os.name == "posix":
+        wait = functools.partial(signal.sigwait, SIGNALS)
+        threading.Thread(target=lambda: interrupt(wait()), daemon=True).start()
+
+
+def interrupt(number: int, frame: object = None) -> NoReturn:
+    """End without waiting for the SDK's threads."""
+    line = f"{INTERRUPTED}\n" if not os.isatty(2) else f"\n{INTERRUPTED}\n"  # after a bar
+    with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
+        os.write(2, line.encode())
+    os._exit(128 + number)
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with 1, as 2 means a failed draft; show nothing that was typed: it may be a token."""
         self.print_usage(sys.stderr)
-        self.exit(1, f"{self.prog}: error: an unknown option, or one without its value\n")
-
-
-def parse_args() -> argparse.Namespace:
-    """Parse the command line; the environment gives the defaults, as the document lists them."""
-    env = os.environ.get
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "--model_name",
-        default=env("MODEL_ID", DEFAULT_MODEL),
-        help=f"model id, OWNER/NAME (default: $MODEL_ID, else {DEFAULT_MODEL})",
-    )
-    parser.add_argument(
-        "--revision",
-        default=DEFAULT_REVISION,
-        help=f"branch, tag or commit of the model (default: {DEFAULT_REVISION})",
-    )
-    parser.add_argument(
-        "--cache_dir", default="./", help="folder to download to (default: the current one)"
-    )
-    parser.add_argument(
-        "--token",
-        default=env("MODELSCOPE_API_TOKEN", ""),
-        help="ModelScope token (default: $MODELSCOPE_API_TOKEN, else the stored login, if any)",
-    )
-    parser.add_argument(
-        "--draft_model_name",
-        default=env("SPEC_DRAFT_MODEL_ID", ""),
-        help="model id of a draft model (default: $SPEC_DRAFT_MODEL_ID, else no draft)",
-    )
-    parser.add_argument(
-        "--draft_revision",
-        default=env("SPEC_DRAFT_MODEL_REVISION", DEFAULT_REVISION),
-        help=f"its revision (default: $SPEC_DRAFT_MODEL_REVISION, else {DEFAULT_REVISION})",
-    )
-    parser.add_argument(
-        "--draft_optional",
-        action="store_true",
-        default=env("SPEC_DRAFT_OPTIONAL") == "1",
-        help="a failed draft is no failure (default: on when $SPEC_DRAFT_OPTIONAL is 1)",
-    )
-    args = parser.parse_args()
-    args.model_name, args.draft_model_name = args.model_name.strip(), args.draft_model_name.strip()
-    args.revision = args.revision.strip() or DEFAULT_REVISION
-    args.draft_revision = args.draft_revision.strip() or DEFAULT_REVISION
-    args.token = args.token.strip()
-    return args
-
-
-def hide(token: str) -> None:
-    """Keep `token` out of all that is printed from now on, also where a repr has escaped it."""
-    SECRETS.update({token, repr(token)[1:-1]} - {""})
-
-
-def hide_token(text: str) -> str:
-    """Return `text` with *** in place of the token."""
-    for secret in SECRETS:
-        text = text.replace(secret, "***")
-    return text
-
-
-class Log:
-    """Standard error: it never shows the token, and out of a terminal it is made of lines.
-
-    Progress bars reach a terminal as they are; elsewhere a redraw becomes a line, now and then.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.last_progress = time.monotonic()
-        self.at_line_start = True
-
-    def write(self, text: str) -> int:
-        text = hide_token(text if self.stream.isatty() else self.flatten(text))
-        self.at_line_start = text.endswith("\n") if text else self.at_line_start
-        with contextlib.suppress(OSError):  # a log that nobody reads is no failure
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self.stream.flush()
-
-    def flatten(self, text: str) -> str:
-        """Turn the redraws and cursor moves of a progress bar into a line, or into nothing."""
-        redraw, text = text.startswith("\r"), text.replace("\x1b[A", "")
-        if not redraw:
-            return "" if self.at_line_start and not text.strip("\n") else text
-        if not text.strip() or time.monotonic() - self.last_progress < PROGRESS_SECONDS:
-            return ""
-        self.last_progress = time.monotonic()
-        return f"{text.strip()}\n"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-def set_up_streams(token: str) -> None:
-    """Let both streams come line by line, in any encoding, and keep `token` out of the log."""
-    hide(token)
-    streams = (sys.stdout, sys.stderr)  # each None when whoever started this has closed it
-    sys.stdout, sys.stderr = (
-        stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for stream in streams
-    )
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace", line_buffering=True)
-    sys.stderr = Log(sys.stderr)
-
-
-def interrupt(signum: int, frame: object) -> NoReturn:
-    """End at once on Ctrl-C: the SDK would wait for its threads, and the next run resumes."""
-    after_a_bar = "\n" if os.isatty(2) else ""
-    line = f"{after_a_bar}Interrupted; the same command again goes on from here.\n"
-    with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
-        os.write(2, line.encode())
-    os._exit(130)
-
-
-def adjust_sdk() -> None:
-    """Set up the environment for the SDK, before it is imported: SETTINGS that the user left open.
-
-    The token variable goes: the SDK would take it as it stands, and blank it hides a stored login.
-    """
-    os.environ.update({k: v for k, v in SETTINGS.items() if not os.environ.get(k)})
-    os.environ.pop("MODELSCOPE_API_TOKEN", None)
-
-
-def login(token: str) -> None:
-    """Log in with `token`, which the SDK then stores; without one, a stored login stays in force.
-
-    Raises ValueError for what cannot be a token, and what the SDK raises for a rejected one.
-    """
-    from modelscope_hub import HubApi, HubConfig
-
-    if not token:
-        hide(HubConfig().token or "")
-        return
-    if not (token.isascii() and token.isprintable()):
-        raise ValueError("the token holds characters that no token has; copy it once more")
-    HubApi().login(token)
-    print("Using ModelScope token for authenticated download.")
-
-
-def leads_out(name: str) -> bool:
-    """Tell whether a file name, joined to a folder, may point out of it on any system."""
-    path = PureWindowsPath(name)  # the one that knows drives, and both kinds of slashes
-    return bool(path.anchor) or ".." in path.parts or "\\" in name or not path.parts
-
-
-def check_names(model_id: str, revision: str, cache_dir: str) -> None:
-    """Raise ValueError for what would name no model, or a folder outside `cache_dir`."""
-    if not model_id:
-        raise ValueError("MODEL_ID or --model_name is blank; name a model, or unset MODEL_ID")
-    if not cache_dir.strip():
-        raise ValueError("--cache_dir is blank; name a folder")
-    if model_id.count("/") != 1 or model_id.strip("/") != model_id or leads_out(model_id):
-        raise ValueError(f"{model_id!r} is no model id; it should be OWNER/NAME")
-    if leads_out(revision):
-        raise ValueError(f"{revision!r} is no revision; it should be a branch, a tag or a commit")
-
-
-def list_files(model_id: str, revision: str, endpoint: str) -> list[dict[str, Any]]:
-    """Return what the hub says of each file: its `Path`, its `Size` in bytes, its `Sha256`.
-
-    Raises ValueError for a list without files, for one that the hub has cut short, and for one
-    with names that lead out of the folder or get in each other's way; and what the SDK raises.
-    """
-    from modelscope_hub import HubApi
-    from modelscope_hub.constants import REPO_FILES_TRUNCATION_LIMIT as LIMIT
-
-    entries = HubApi(endpoint=endpoint).legacy.list_repo_files(model_id, "model", revision)
-    if bad := [entry["Path"] for entry in entries if leads_out(entry["Path"])]:
-        raise ValueError(f"the hub lists files of {model_id} outside its folder: {bad}")
-    folders = Counter(posixpath.dirname(entry["Path"]) for entry in entries)
-    if cut := [folder for folder, count in folders.items() if count >= LIMIT]:
-        raise ValueError(f"the hub lists {LIMIT} files of a folder at most; {cut} may have more")
-    files = [entry for entry in entries if entry.get("Type") != "tree"]
-    if not files:
-        raise ValueError(f"the hub lists no files in this revision of {model_id}")
-    names = {file["Path"] for file in files}
-    if both := names & {str(above) for name in names for above in PurePosixPath(name).parents}:
-        raise ValueError(f"the hub lists a file and a folder of one name in {model_id}: {both}")
-    return files
-
-
-@contextlib.contextmanager
-def given(files: list[dict[str, Any]]) -> Iterator[None]:
-    """Let `snapshot_download` fetch `files`, as they were checked, and read no list of its own.
-
-    It has no parameter for them, but `download_repo`, which does its work, has.
-    """
-    from modelscope_hub import HubApi
-
-    download_repo = HubApi.download_repo
-    HubApi.download_repo = partialmethod(download_repo, file_list=files)
-    try:
-        yield
-    finally:
-        HubApi.download_repo = download_repo
-
-
-class PartsBar:
-    """Progress of a file that comes in parts; for the others the SDK draws a bar of its own."""
-
-    def __init__(self, name: str, size: int) -> None:
-        from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
-        from tqdm.auto import tqdm
-
-        looks = {"unit": "B", "unit_scale": True, "desc": name, "leave": False}
-        self.bar = tqdm(total=size, disable=size <= IN_PARTS, **looks)
-
-    def update(self, size: int) -> None:
-        self.bar.update(size)
-
-    def end(self) -> None:
-        self.bar.close()
-
-
-def sizes_in(folder: Path) -> dict[str, int]:
-    """Return the size in bytes of each file below `folder`, by its name there."""
-    sizes = {}
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # another run may finish a file meanwhile
-            if not path.is_dir():
-                sizes[path.relative_to(folder).as_posix()] = path.lstat().st_size
-    return sizes
-
-
-def check_space(wanted: dict[str, int], there: dict[str, int], cache_dir: str) -> None:
-    """Raise OSError when `cache_dir` has less room than is still to come, in bytes.
-
-    Parts are joined to a new file, and each goes when it is in there: till then it is there twice.
-    """
-    from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
-    from modelscope_hub.constants import DOWNLOAD_PART_SIZE as PART
-
-    have: Counter[str] = Counter()
-    for name, size in there.items():
-        for key in {name, UNFINISHED.sub("", name)}:
-            have[key] += size
-    missing = sum(max(0, size - have[name]) for name, size in wanted.items())
-    joined = sum(size > IN_PARTS and there.get(name) != size for name, size in wanted.items())
-    missing += min(joined, LARGE_AT_ONCE) * PART
-    free = shutil.disk_usage(cache_dir).free
-    if missing > free:
-        reason = f"{missing} bytes are still to come, and {free} are free"
-        raise OSError(errno.ENOSPC, reason, cache_dir)
-
-
-def find_snapshot(model_id: str, **where: str) -> str:
-    """Return the folder that earlier runs left, wherever the SDK will look for it; "" for none."""
-    from modelscope import snapshot_download
-    from modelscope_hub.errors import CacheNotFound
-
-    try:
-        return snapshot_download(model_id, **where, local_files_only=True)
-    except CacheNotFound:
-        return ""
-
-
-def plan(wanted: dict[str, int]) -> dict[str, Any]:
-    """Return how to fetch files of these sizes: few at once when large ones come in parts.
-
-    Small files wait for answers, not for the link; beyond 16 the SDK's own work takes over.
-    """
-    from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
-
-    if max(wanted.values()) > IN_PARTS:
-        return {"max_workers": LARGE_AT_ONCE, "progress_callbacks": [PartsBar]}
-    return {"max_workers": 16}
-
-
-def check_snapshot(folder: str, files: list[dict[str, Any]]) -> None:
-    """Raise FileNotFoundError unless `folder` has all of `files`; warn of what else is amiss."""
-    if unknown := [file["Path"] for file in files if not file.get("Sha256")]:
-        print(f"WARNING: the hub gives no digest to check these by: {unknown}", file=sys.stderr)
-    names = {file["Path"] for file in files}
-    # Such as a name that the SDK uses while it works; a folder may be a link to another place.
-    if lost := sorted(name for name in names if not Path(folder, name).is_file()):
-        raise FileNotFoundError(errno.ENOENT, f"gone after the download: {lost}", folder)
-    if strangers := sorted(sizes_in(Path(folder)).keys() - names):
-        print(f"WARNING: not in this revision, yet in {folder}: {strangers}", file=sys.stderr)
-
-
-def download(model_id: str, revision: str, cache_dir: str, taken: str = "") -> str:
-    """Download `revision` of a model below `cache_dir` and return the absolute path of its folder.
-
-    `taken` is a folder that holds another model. Raises ValueError, OSError, or what the SDK
-    raises; then some of the files may be there, and the next run goes on from them.
-    """
-    from modelscope import snapshot_download
-    from modelscope_hub import HubApi
-
-    check_names(model_id, revision, cache_dir)
-    cache_dir = os.path.abspath(os.path.expanduser(cache_dir))
-    endpoint = HubApi().resolve_endpoint_for_read(model_id)
-    files = list_files(model_id, revision, endpoint)
-    wanted = {file["Path"]: int(file.get("Size") or 0) for file in files}
-    where = {"revision": revision, "cache_dir": cache_dir, "endpoint": endpoint}
-    os.makedirs(cache_dir, exist_ok=True)
-    left = find_snapshot(model_id, **where)
-    if left and left == taken:  # an older SDK's folder has no revision; `a--b/c` and `a/b--c`
-        raise ValueError(f"{left} holds the main model; use another --cache_dir for one of them")
-    check_space(wanted, sizes_in(Path(left)) if left else {}, cache_dir)
-    with given(files):
-        folder = snapshot_download(model_id, **where, **plan(wanted))
-    check_snapshot(folder, files)
-    return folder
-
-
-def download_draft(args: argparse.Namespace, main_folder: str) -> int:
-    """Download the draft model and return the exit code: 2 when it failed and isn't optional."""
-    model_id, revision, optional = args.draft_model_name, args.draft_revision, args.draft_optional
-    taken = "" if (model_id, revision) == (args.model_name, args.revision) else main_folder
-    print(f"[spec] Downloading draft model: {model_id} (revision={revision})")
-    try:
-        folder = download(model_id, revision, args.cache_dir, taken)
-    except Exception as error:  # whatever it is, the document wants it printed and turned to 2
-        failed = "FAILED (optional, continue)" if optional else "FAILED"
-        report(f"[spec] Draft model download {failed}", error, f"{model_id} ({revision=!s})")
-        return 0 if optional else 2
-    print("[spec] Draft model download successful!")
-    print(f"[spec] Resolved draft_model_dir: {folder}")
-    return 0
-
-
-def report(failed: str, error: Exception, subject: str) -> None:
-    """Print the cause and a line for each file that failed; what to do next is for the log."""
-    files = getattr(error, "failed_files", {})
-    lines = [f"    {' '.join(name.splitlines())}: {cause!r}" for name, cause in files.items()]
-    print(f"{failed}: {hide_token(repr(error))}", *map(hide_token, lines), sep="\n")
-    advice = getattr(error, "suggestion", "")
-    if isinstance(error, OSError) and error.filename:  # its repr leaves the path out
-        advice = f"{error.filename}: {error.strerror}"
-    if advice:
-        print(f"{subject}: {advice}", file=sys.stderr)
-
-
-def main() -> int:
-    """Download the model, then the draft model if one is named, and return the exit code."""
-    signal.signal(signal.SIGINT, interrupt)
-    args = parse_args()
-    set_up_streams(args.token)
-    adjust_sdk()
-    try:
-        login(args.token)
-        folder = download(args.model_name, args.revision, args.cache_dir)
-    except Exception as error:  # whatever it is, the document wants it printed and turned to 1
-        report("Model download FAILED", error, f"{args.model_name} (revision={args.revision})")
-        return 1
-    print("Model download successful!")
-    print(f"Resolved model_dir: {folder}")
-    if not args.draft_model_name:
-        return 0
-    return download_draft(args, folder)
+        reason = "unrecognized option or missing value (not repeated here: it may be a token)"
+        self.exit(1, f"{self.prog}: error: {reason}\n")
 
 
 def run() -> int:
-    """Return the exit code of `main`, or 1 when standard output does not take its lines."""
+    """Return the exit code of `main`, or 1 when standard output cannot be written."""
+    set_up_streams()
+    watch_signals()
     try:
-        code = main()
+        try:
+            code = main()
+        except SystemExit as stop:  # the parser's: -h, or a usage error
+            code = stop.code
         sys.stdout.flush()
-    except OSError as error:  # of a `print`: what fails beside it, `main` turns into a code
+    except OSError as error:  # of a `print`: `main` turns all else into a code
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the exit would try once more, and fail
         print(f"standard output: {error!r}", file=sys.stderr)
         return 1

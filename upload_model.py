@@ -7,57 +7,71 @@
 
 Made for what comes before the build of an image: a quantised or merged model goes up, so that the
 build can download it. Exit code 0 means that the hub lists every file of the folder with its
-digest; 1, it failed. The SDK moves the bytes; what is added here makes its result true.
+digest; 1, it failed. The SDK does the work; the guard below verifies the result.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fnmatch
+import functools
 import glob
+import hashlib
+import inspect
+import io
+import itertools
+import locale
 import logging
 import os
-import shutil
+import re
 import signal
 import sys
-import tempfile
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from fnmatch import fnmatch
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
+SIGNALS = {s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN}
+
+if __name__ == "__main__":  # about this process, before the SDK's import takes its time
+    if os.name == "posix":
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait for `watch_signals`
+    while os.open(os.devnull, os.O_RDWR) < 3:  # a closed stream's number must not go to a file
+        pass
+    sys.modules.setdefault("torch", None)  # the SDK would import it: 2 s and 200 MB for nothing
+    if not (sys.stderr and sys.stderr.isatty()):
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the SDK's bars are for terminals
+
+# The SDK reads its settings when it is imported; what the user has set stays.
+# A hub that has a whole blob and says nothing would be waited for an hour, then tried again.
+os.environ.setdefault("MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS", "600")
+if not os.environ.get("MODELSCOPE_API_TOKEN", "unset").strip():
+    del os.environ["MODELSCOPE_API_TOKEN"]  # blank, it would hide a stored login
+
+SDK_ERROR = None
+try:
+    from modelscope.hub.api import HubApi
+except Exception as error:  # not installed, or broken by a setting: `-h` works all the same
+    SDK_ERROR = error
+
+INSTALL = "pip install modelscope==1.40.2 modelscope-hub==0.5.1"
 DEFAULT_REPO = "YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
 DEFAULT_FOLDER = "model/YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
-DEFAULT_MESSAGE = "upload model folder"
-PROGRESS_SECONDS = 10  # between two lines of progress, where there is no terminal
-
-# The SDK reads these when it is imported; what the user has set stays.
-SETTINGS = {
-    # A hub that has a whole blob and says nothing would be waited for an hour, then tried again.
-    "MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS": "600",
-    # Small files wait for answers, not for the link; as many connections as the SDK keeps open.
-    "MODELSCOPE_UPLOAD_MAX_CONCURRENT_WORKERS": "32",
-}
-
-BATCH = 64  # blobs that the hub is asked about at once, as by the SDK
-
-# A full model has these; an adapter may do without.
-KEY_FILES = ("config.json", "tokenizer_config.json")
-# What the SDK leaves behind anyway, at any depth: version control, caches, its own bookkeeping.
-NOT_MODEL = (".git", ".cache", ".ms_upload_cache", ".ms_upload_progress")
+KEY_FILES = ("config.json", "tokenizer_config.json")  # a full model has them; an adapter may not
+# What stays behind at any depth: version control, caches, what the SDK keeps of logins and uploads.
+NOT_MODEL = (".git", ".cache", ".modelscope", ".ms_upload_cache", ".ms_upload_progress")
 # What a model has no use for, and a public repo must not show.
 SECRET_FILES = (".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*")
-
-SECRETS: set[str] = set()  # what `hide_token` hides
-SCRATCH: list[str] = []  # what `interrupt` removes
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """End with 1, as every failure does; show nothing that was typed: it may be a token."""
-        self.print_usage(sys.stderr)
-        self.exit(1, f"{self.prog}: error: an unknown option, or one without its value\n")
+SMALL_AT_ONCE = 32  # small files wait for answers, not for the link
+LIST_SECONDS = 60  # for which the hub's list may lag behind a commit
+UNCHECKED = f"WARNING: an unknown SDK, or older than 1.38: its result was not checked; {INSTALL}"
+INTERRUPTED = (
+    "Interrupted. Run the same command again to resume: files on the hub are not sent again, "
+    "a file that was broken off starts over."
+)
 
 
 def _env_token() -> str:
@@ -67,180 +81,74 @@ def _env_token() -> str:
 
 
 def _parse_args() -> argparse.Namespace:
-    """Parse the command line; the environment gives the defaults, as the document lists them."""
+    """Parse the command line; the environment gives the defaults."""
     env = os.environ.get
-    parser = Parser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument(
-        "--repo-id",
-        default=env("REPO_ID", DEFAULT_REPO),
-        help=f"repo to upload to, OWNER/NAME (default: $REPO_ID, else {DEFAULT_REPO})",
+    parser = Parser(
+        description="Upload a local model folder to a ModelScope repo.",
+        epilog="Defaults: REPO_ID, MODEL_DIR; MODELSCOPE_API_TOKEN, else MODELSCOPE_TOKEN, "
+        "else the stored login.",
+        allow_abbrev=False,
     )
-    parser.add_argument(
-        "--model-dir",
-        default=env("MODEL_DIR", DEFAULT_FOLDER),
-        help=f"folder to upload (default: $MODEL_DIR, else {DEFAULT_FOLDER})",
-    )
-    parser.add_argument(
-        "--token",
-        default="",
-        help="ModelScope token (default: $MODELSCOPE_API_TOKEN, else $MODELSCOPE_TOKEN, "
-        "else the stored login, if any)",
-    )
-    parser.add_argument(
-        "--commit-message",
-        default=DEFAULT_MESSAGE,
-        help=f"commit message (default: {DEFAULT_MESSAGE})",
-    )
+    add = parser.add_argument
+    add("--repo-id", default=env("REPO_ID", DEFAULT_REPO), help="repo to upload to, OWNER/NAME")
+    add("--model-dir", default=env("MODEL_DIR", DEFAULT_FOLDER), help="folder to upload")
+    add("--token", default="", help="ModelScope token")
+    add("--commit-message", default="upload model folder", help="message of the commit")
     return parser.parse_args()
 
 
-def hide(token: str) -> None:
-    """Keep `token` out of all that is printed from now on, also where a repr has escaped it."""
-    SECRETS.update({token, repr(token)[1:-1]} - {""})
+def main() -> int:
+    """Check the arguments, log in, upload the folder; return the exit code."""
+    args = _parse_args()
+    repo_id, folder = args.repo_id.strip(), Path(args.model_dir)
+    token = args.token.strip() or _env_token()
+    os.environ.pop("MODELSCOPE_API_TOKEN", None)  # `token` has it
+    guard_sdk(token)
+    if args.model_dir.startswith("~"):  # not so for ./~, which Path makes the same
+        with contextlib.suppress(RuntimeError):  # nobody's home is a folder that isn't there
+            folder = folder.expanduser()
+    if fault := find_fault(repo_id, args.model_dir, folder):
+        print(f"ERROR: {fault}", file=sys.stderr)
+        return 1
+    warn_about_key_files(folder)
+    try:
+        check_sdk(token)
+        api = HubApi()
+        if token:
+            api.login(token)
+        else:
+            print("WARNING: 未提供 token，将尝试使用本机已保存的登录信息。", file=sys.stderr)
+        print(f"Uploading folder: {hide(str(folder))}  -->  {hide(repo_id)}")
+        api.upload_folder(
+            repo_id=repo_id, folder_path=folder.absolute(), commit_message=args.commit_message
+        )
+    except Exception as error:  # whatever it is, it ends as a failed upload
+        print(f"ERROR: 上传失败：{error!r}", file=sys.stderr)
+        advise(error)
+        if not token:
+            print("请设置 MODELSCOPE_API_TOKEN 或使用 --token 后重试。", file=sys.stderr)
+        return 1
+    if (repo_id, folder.absolute()) not in CHECKED:
+        print(UNCHECKED, file=sys.stderr)
+    print("Upload finished.")
+    return 0
 
 
-def hide_token(text: str) -> str:
-    """Return `text` with *** in place of the token."""
-    for secret in SECRETS:
-        text = text.replace(secret, "***")
-    return text
-
-
-class Log:
-    """Standard error: it never shows the token, and out of a terminal it is made of lines.
-
-    Progress bars reach a terminal as they are; elsewhere a redraw becomes a line, now and then.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-        self.last_progress = time.monotonic()
-        self.at_line_start = True
-
-    def write(self, text: str) -> int:
-        text = hide_token(text if self.stream.isatty() else self.flatten(text))
-        self.at_line_start = text.endswith("\n") if text else self.at_line_start
-        with contextlib.suppress(OSError):  # a log that nobody reads is no failure
-            self.stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            self.stream.flush()
-
-    def flatten(self, text: str) -> str:
-        """Turn the redraws and cursor moves of a progress bar into a line, or into nothing."""
-        redraw, text = text.startswith("\r"), text.replace("\x1b[A", "")
-        if not redraw:
-            return "" if self.at_line_start and not text.strip("\n") else text
-        if not text.strip() or time.monotonic() - self.last_progress < PROGRESS_SECONDS:
-            return ""
-        self.last_progress = time.monotonic()
-        return f"{text.strip()}\n"
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-def set_up_streams(token: str) -> None:
-    """Let both streams come line by line, in any encoding, and keep `token` out of the log."""
-    hide(token)
-    streams = (sys.stdout, sys.stderr)  # each None when whoever started this has closed it
-    sys.stdout, sys.stderr = (
-        stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w") for stream in streams
-    )
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace", line_buffering=True)
-    sys.stderr = Log(sys.stderr)
-
-
-def interrupt(signum: int, frame: object) -> NoReturn:
-    """End at once on Ctrl-C: the SDK would wait for its threads, and the next run resumes."""
-    after_a_bar = "\n" if os.isatty(2) else ""
-    line = f"{after_a_bar}Interrupted; the same command again goes on from here.\n"
-    with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
-        os.write(2, line.encode())
-    for folder in SCRATCH:
-        shutil.rmtree(folder, ignore_errors=True)
-    os._exit(130)
-
-
-def adjust_sdk() -> None:
-    """Set up the environment for the SDK, before it is imported: SETTINGS that the user left open.
-
-    The token variable goes: the SDK would take it as it stands, and blank it hides a stored login.
-    """
-    os.environ.update({k: v for k, v in SETTINGS.items() if not os.environ.get(k)})
-    os.environ.pop("MODELSCOPE_API_TOKEN", None)
-
-
-def login(token: str) -> None:
-    """Log in with `token`, which the SDK then stores; without one, a stored login stays in force.
-
-    Raises ValueError for what cannot be a token, and what the SDK raises for a rejected one.
-    """
-    from modelscope_hub import HubApi, HubConfig
-
-    if not token:
-        hide(HubConfig().token or "")
-        print("WARNING: 未提供 token，将尝试使用本机已有的 modelscope 登录。", file=sys.stderr)
-        return
-    if not (token.isascii() and token.isprintable()):
-        raise ValueError("the token holds characters that no token has; copy it once more")
-    HubApi().login(token)
-
-
-def find_fault(repo_id: str, model_dir: str) -> str:
+def find_fault(repo_id: str, model_dir: str, folder: Path) -> str:
     """Return what is wrong with the arguments, or an empty string."""
-    folder = os.path.expanduser(model_dir)
     if not repo_id:
         return "仓库 ID 为空，请检查 REPO_ID 或 --repo-id。"
     if repo_id.count("/") != 1 or repo_id.strip("/") != repo_id:
         return f"仓库 ID 应为 OWNER/NAME：{repo_id}"
     if not model_dir.strip():
         return "模型目录为空，请检查 MODEL_DIR 或 --model-dir。"
-    if not os.path.exists(folder):
+    if not folder.exists():
         return f"模型目录不存在：{folder}"
-    return "" if os.path.isdir(folder) else f"不是目录：{folder}"
+    return "" if folder.is_dir() else f"不是目录：{folder}"
 
 
-def list_files(folder: Path) -> list[str]:
-    """Return the names of the files in `folder` that are to go up.
-
-    Raises OSError for a folder that cannot be read, and ValueError for what the SDK would leave
-    out without a word, or what the hub cannot list for a download.
-    """
-    from modelscope_hub.constants import REPO_FILES_TRUNCATION_LIMIT as LIMIT
-
-    names, bad = [], []
-    for root, folders, files in os.walk(folder, onerror=raise_error):
-        folders[:] = [name for name in folders if name not in NOT_MODEL]
-        paths = [Path(root, name) for name in files if name not in NOT_MODEL]
-        bad += [path for path in paths if not path.is_file() or has_odd_name(path)]
-        bad += [path for path in (Path(root, name) for name in folders) if path.is_symlink()]
-        bad += [Path(root)] if len(folders) + len(paths) >= LIMIT else []
-        names += [path.relative_to(folder).as_posix() for path in paths]
-    if bad:
-        shown = sorted(path.relative_to(folder).as_posix() for path in bad)
-        raise ValueError(
-            f"目录中有无法上传的条目（失效或指向目录的链接、管道、套接字、"
-            f"名称含反斜杠或不是 UTF-8、或目录内不少于 {LIMIT} 项）：{shown}"
-        )
-    return names
-
-
-def has_odd_name(path: Path) -> bool:
-    """Tell whether the hub cannot hold the name, or a download would refuse it."""
-    return "\\" in path.name or path.name != path.name.encode(errors="replace").decode()
-
-
-def raise_error(error: OSError) -> NoReturn:
-    raise error
-
-
-def warn(folder: Path, names: list[str]) -> list[str]:
-    """Warn of key files that are missing and of files that hold secrets; return the latter."""
-    if missing := [name for name in KEY_FILES if name not in names]:
+def warn_about_key_files(folder: Path) -> None:
+    if missing := [name for name in KEY_FILES if not (folder / name).is_file()]:
         print(
             f"WARNING: 目录缺少关键文件：{missing}",
             "  - 上传的是完整模型目录时，这通常意味着导出目录不对，请检查 --model-dir。",
@@ -248,136 +156,337 @@ def warn(folder: Path, names: list[str]) -> list[str]:
             sep="\n",
             file=sys.stderr,
         )
-    secret = [n for n in names if any(fnmatch(Path(n).name, pattern) for pattern in SECRET_FILES)]
+
+
+# --- the guard at the SDK's door ------------------------------------------------------------------
+
+CHECKED: set[tuple[str, Path]] = set()  # repo ids, and the folders that were compared with them
+
+
+def guard_sdk(token: str) -> None:
+    """Wrap `modelscope_hub.HubApi.upload_folder`, through which all uploads of a folder pass.
+
+    An SDK that has none, or whose `upload_folder` takes no record, stays as it is.
+    """
+    keep_secret(token)
+    try:
+        from modelscope_hub import HubApi as Hub
+        from modelscope_hub import HubConfig
+
+        upload_folder = inspect.unwrap(Hub.upload_folder)
+        keep_secret(HubConfig().token or "")  # of a stored login
+    except (ImportError, AttributeError):
+        return
+
+    @functools.wraps(upload_folder)
+    def guarded(api: Any, repo_id: str, repo_type: str, folder_path: Path, **call: Any) -> Any:
+        folder = Path(folder_path).absolute()
+        door = functools.partial(upload_folder, api, repo_id, repo_type, folder, **call)
+        return guard(api, repo_id, folder, door)
+
+    if "tracker_path" in inspect.signature(upload_folder).parameters:
+        Hub.upload_folder = guarded
+
+
+def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any:
+    """Check the repo and the folder, let the SDK upload, and compare the hub's list with it.
+
+    `door` is the SDK's `upload_folder` for this repo and folder. Raises ValueError for a folder
+    that cannot go up whole, LookupError for a missing repo, RuntimeError when the hub does not
+    hold the folder afterwards, and what the SDK raises.
+    """
+    sizes, ignored = list_files(folder)
+    check_repo(api, repo_id)
+    CHECKED.add((repo_id, folder))
+    pool = ThreadPoolExecutor(2, initializer=lower_priority)
+    compare = functools.partial(find_missing, api, repo_id, sizes, hash_files(pool, folder, sizes))
+    record = find_record(repo_id, folder)
+    remembered = record is not None and record.exists()
+    try:
+        if sizes and await_list(compare, 0) == []:
+            print("The hub has all of it already; nothing is sent.", file=sys.stderr)
+            return None
+        commits = send(door, sizes, ignored, record)
+        missing = await_list(compare, LIST_SECONDS if commits else 0)
+        if missing and remembered:  # the hub has lost what the SDK remembers as committed
+            record.unlink()
+            commits = send(door, sizes, ignored, record)
+            missing = await_list(compare, LIST_SECONDS)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    if missing:
+        raise RuntimeError(f"上传后 {repo_id} 中缺少或不同于本地的文件：{missing}")
+    return commits
+
+
+def list_files(folder: Path) -> tuple[dict[str, int], list[str]]:
+    """Return the size in bytes of each file that goes up, and patterns for what stays behind.
+
+    Raises OSError for what cannot be read, and ValueError for the SDK's own folder, for what the
+    SDK would leave out without a word, and for what the hub could not list for a download.
+    """
+    from modelscope_hub import HubConfig
+    from modelscope_hub.constants import REPO_FILES_TRUNCATION_LIMIT as LIMIT
+
+    logins, folder = HubConfig().config_dir, folder.resolve()
+    if folder.is_relative_to(logins):
+        raise ValueError(f"{folder} 是 SDK 保存登录信息的目录，不会上传")
+    sizes, secret, special, bad = {}, [], [], []
+    for root, folders, files in os.walk(folder, onerror=raise_error):
+        folders[:] = [n for n in folders if n not in NOT_MODEL and Path(root, n) != logins]
+        links = [Path(root, name) for name in folders if Path(root, name).is_symlink()]
+        bad += links if len(folders) + len(files) < LIMIT else [Path(root)]
+        for path in (Path(root, name) for name in files if name not in NOT_MODEL):
+            name = path.relative_to(folder).as_posix()
+            if any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in SECRET_FILES):
+                secret.append(name)
+            elif path.is_file() and name == name.encode(errors="replace").decode():
+                sizes[name] = path.stat().st_size
+            else:
+                (bad if path.is_file() or path.is_symlink() else special).append(path)
+    if bad:
+        shown = sorted(path.relative_to(folder).as_posix() for path in bad)
+        raise ValueError(
+            "目录中有无法上传的条目（失效或指向目录的链接、名称不是 UTF-8、"
+            f"或目录内不少于 {LIMIT} 项）：{shown}"
+        )
     if secret:
         print(f"WARNING: 以下文件可能含有密钥，不会上传：{secret}", file=sys.stderr)
-    return secret
+    if special:
+        print(f"WARNING: 以下不是普通文件，不会上传：{sorted(map(str, special))}", file=sys.stderr)
+    ignored = [glob.escape(name) for name in secret]
+    for name in (*NOT_MODEL, glob.escape(os.path.relpath(logins, folder))):
+        ignored += [name, f"{name}/*", f"*/{name}", f"*/{name}/*"]
+    return sizes, ignored
 
 
-def upload(repo_id: str, folder: Path, names: list[str], left_out: list[str], message: str) -> None:
-    """Upload `folder` but for `left_out` as a commit to the `master` of a repo that exists.
+def raise_error(error: OSError) -> NoReturn:
+    raise error
 
-    Raises LookupError for a missing repo, RuntimeError when the hub does not hold the folder
-    afterwards, and what the SDK raises.
-    """
-    # `modelscope.hub.api` hands on to this one, and imports torch first where it is installed.
-    from modelscope_hub import HubApi
-    from modelscope_hub._upload import UploadTracker
 
-    api = HubApi()
-    if not api.repo_exists(repo_id, "model"):
-        raise LookupError(
-            f"仓库 {repo_id} 不存在，或当前登录无权查看；"
-            f"创建：modelscope create {repo_id} --repo-type model --visibility private"
-        )
-    api.uploader._create_repo_fn = None  # it would make a missing repo, for all to see
-    print(f"Uploading folder: {folder}  -->  {repo_id}")
-    # The SDK's record of digests is believed by its next run, whatever the hub has lost since: so
-    # each run has a new one, and not in the folder. Its report is no result of ours.
-    with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(sys.stderr):
-        SCRATCH.append(scratch)
-        record = Path(scratch, "record")
-        api.upload_folder(
-            repo_id=repo_id,
-            repo_type="model",
-            folder_path=folder,
-            commit_message=message,
-            ignore_patterns=[glob.escape(name) for name in left_out],
-            use_cache=True,
+def check_repo(api: Any, repo_id: str) -> None:
+    """Raise LookupError for a missing repo, and keep the SDK from creating one, for all to see."""
+    from modelscope_hub import NotExistError
+
+    try:  # two witnesses, as hubs have been seen to deny what they have
+        _ = api.repo_exists(repo_id, "model") or api.list_repo_revisions(repo_id, "model")
+    except NotExistError:
+        create = f"modelscope create {repo_id} --repo-type model --visibility private"
+        raise LookupError(f"仓库 {repo_id} 不存在，或当前登录无权查看；创建：{create}") from None
+    except Exception as error:  # a probe that fails is no answer
+        print(f"WARNING: 无法确认仓库是否存在，继续上传：{error!r}", file=sys.stderr)
+    api.create_repo = lambda *args, **settings: None
+
+
+def hash_files(pool: ThreadPoolExecutor, folder: Path, names: Iterable[str]) -> dict[str, Future]:
+    """Return the SHA-256 to be of each file, computed while the SDK sends them."""
+    from modelscope_hub.utils import compute_hash
+
+    return {name: pool.submit(compute_hash, folder / name, "sha256") for name in names}
+
+
+def lower_priority() -> None:
+    """Leave the processor to the SDK, which hashes the files too, before it sends them."""
+    if sys.platform == "linux":  # elsewhere this would be about the whole process
+        os.nice(19)
+
+
+def find_record(repo_id: str, folder: Path) -> Path | None:
+    """Return where the SDK is to keep what it has committed of this folder: not in the folder."""
+    from modelscope_hub import HubConfig
+
+    config = HubConfig()
+    key = hashlib.sha256(repr((config.endpoint, repo_id, str(folder))).encode()).hexdigest()
+    record = config.cache_dir / "uploads" / f"{key[:32]}.json"
+    return None if record.is_relative_to(folder.resolve()) else record
+
+
+def send(
+    door: Callable[..., Any], sizes: dict[str, int], ignored: list[str], record: Path | None
+) -> Any:
+    """Let the SDK upload, and return its commits; large blobs, which can't resume, few at once."""
+    from modelscope_hub.constants import UPLOAD_BLOB_PROGRESS_THRESHOLD_BYTES as LARGE
+    from modelscope_hub.constants import UPLOAD_MAX_CONCURRENT_WORKERS as LARGE_AT_ONCE
+
+    small = max(sizes.values(), default=0) <= LARGE
+    workers = spare_threads(SMALL_AT_ONCE if small else LARGE_AT_ONCE)
+    print(f"{len(sizes)} files, {sum(sizes.values())} bytes to upload", file=sys.stderr)
+    with contextlib.suppress(locale.Error):  # the SDK reads its record in the locale's encoding
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+    with open_bar(sum(sizes.values())) as bar, contextlib.redirect_stdout(sys.stderr):
+        return door(
+            ignore_patterns=ignored,
+            max_workers=max(1, workers),
+            use_cache=record is not None,
             tracker_path=record,
+            disable_tqdm=not sys.stderr.isatty(),
+            progress_callback=lambda event: bar.update(
+                max(event["uploaded_bytes"], event["committed_bytes"]) - bar.n
+            ),
         )
-        sent = read_record(UploadTracker(record, repo_id), folder, set(names) - set(left_out))
-    check_upload(api, repo_id, sent)
 
 
-def read_record(record: Any, folder: Path, names: set[str]) -> dict[str, tuple[str, int]]:
-    """Return the digest and the size in bytes of each file as it was sent.
-
-    The digest is empty for a file that has another size or time by now.
-    """
-    sent = {}
-    for name in names:
-        stat = os.stat(folder / name)
-        known = record.get_hash(name, stat.st_mtime, stat.st_size) or {"file_hash": ""}
-        sent[name] = (known["file_hash"], stat.st_size)
-    return sent
+def find_missing(
+    api: Any, repo_id: str, sizes: dict[str, int], digests: dict[str, Future]
+) -> list[str]:
+    """Return the files that the hub does not list as they are here, by size, else by digest."""
+    listed = {file.path: file for file in api.list_repo_files(repo_id, "model")}
+    size_of = {name: listed[name].size or size for name, size in sizes.items() if name in listed}
+    if other := [name for name, size in sizes.items() if size_of.get(name) != size]:
+        return sorted(other)
+    return sorted(n for n in sizes if listed[n].sha256 not in (None, "", digests[n].result()))
 
 
-def check_upload(api: Any, repo_id: str, sent: dict[str, tuple[str, int]]) -> None:
-    """Raise RuntimeError unless the hub holds each file with the digest that was sent."""
-    for pause in (0, 1, 2, 4):  # a hub of many machines may take a moment to show a commit
-        time.sleep(pause)
-        with ThreadPoolExecutor() as pool:
-            finders = [pool.submit(find, api, repo_id, sent) for find in (find_unlisted, find_lost)]
-        if not (missing := sorted(set().union(*(finder.result() for finder in finders)))):
-            return
-    raise RuntimeError(f"上传后 {repo_id} 中缺少或不同于本地的文件：{missing}")
+def await_list(compare: Callable[[], list[str]], seconds: float) -> list[str] | None:
+    """Ask for a time until nothing is missing; return what is, or None for no answer."""
+    from modelscope_hub.constants import REPO_TREE_LIST_TIMEOUT_SECONDS as LIMIT
+
+    deadline = time.monotonic() + min(seconds, LIMIT)
+    for delay in itertools.chain((1, 2), itertools.repeat(5)):
+        try:
+            missing = compare()
+        except Exception as error:  # a probe that fails is no answer
+            missing, cause = None, error
+        if missing == [] or time.monotonic() + delay > deadline:
+            break
+        if delay == 2:
+            print(f"等待仓库的文件列表显示这次提交，最多 {seconds} 秒…", file=sys.stderr)
+        time.sleep(delay)
+    if missing is None and seconds:
+        print(f"WARNING: 无法读取仓库的文件列表，上传结果未核对：{cause!r}", file=sys.stderr)
+    return missing
 
 
-def find_unlisted(api: Any, repo_id: str, sent: dict[str, tuple[str, int]]) -> set[str]:
-    """Return the files that the hub does not list, or lists with another digest."""
-    listed = {file.path: file.sha256 for file in api.list_repo_files(repo_id, "model")}
-    return {name for name, (digest, _) in sent.items() if listed.get(name) != digest}
+# From here on the same as in `download_model.py`: each script is copied alone.
 
 
-def find_lost(api: Any, repo_id: str, sent: dict[str, tuple[str, int]]) -> set[str]:
-    """Return the files whose blob the hub would take once more: its storage has lost it."""
-    from modelscope_hub._upload import _is_lfs  # which files are blobs is the SDK's own rule
+def open_bar(total: int, done: int = 0) -> Any:
+    """Return a bar over the bytes of all files; without a terminal, a line every ten seconds."""
+    from tqdm.auto import tqdm
 
-    blobs = {name for name, (_, size) in sent.items() if size and _is_lfs(name, size, "model")}
-    objects = [{"oid": oid, "size": size} for oid, size in {sent[name] for name in blobs}]
-    wanted = set()
-    for start in range(0, len(objects), BATCH):
-        answer = api.legacy.validate_blobs(repo_id, "model", objects[start : start + BATCH])
-        wanted |= {oid for oid, address in answer.items() if address}
-    return {name for name in blobs if sent[name][0] in wanted}
+    looks = {"total": total, "initial": done, "unit": "B", "unit_scale": True, "desc": "Total"}
+    if not sys.stderr.isatty():
+        looks |= {"mininterval": 10, "delay": 10, "leave": False, "ascii": True, "ncols": 80}
+    return tqdm(**looks, miniters=1, disable=False)
 
 
-class Failures(logging.Handler):
-    """Collects which files the SDK gave up, and why: its exception only counts them."""
+def spare_threads(wanted: int) -> int:
+    """Return how many threads may be started, `wanted` at the most: past a limit the SDK fails."""
+    done, threads = threading.Event(), []
+    with contextlib.suppress(RuntimeError):
+        while len(threads) < wanted:
+            thread = threading.Thread(target=done.wait)
+            thread.start()
+            threads.append(thread)
+    done.set()
+    return len(threads)
 
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.lines: list[str] = []
 
-    def emit(self, record: logging.LogRecord) -> None:
-        match record.args:
-            case (str(path), str(), Exception() as cause):
-                self.lines.append(f"    {' '.join(path.splitlines())}: {cause!r}")
+def advise(error: Exception) -> None:
+    """Print what the path was and what to do next, as far as the error and its cause know it."""
+    for each in filter(None, (error, error.__cause__)):
+        if isinstance(each, OSError) and each.filename:  # its repr leaves the path out
+            print(f"{each.filename}: {each.strerror}", file=sys.stderr)
+        if advice := getattr(each, "suggestion", ""):
+            print(advice, file=sys.stderr)
+    if isinstance(error, ConnectionError):
+        print("The hub cannot be reached: network, proxy, MODELSCOPE_ENDPOINT?", file=sys.stderr)
+    if error is SDK_ERROR:
+        print(f"Install the SDK: {INSTALL}", file=sys.stderr)
 
 
-def main() -> int:
-    """Upload the folder and return the exit code."""
-    signal.signal(signal.SIGINT, interrupt)
-    args = _parse_args()
-    repo_id, folder = args.repo_id.strip(), Path(os.path.expanduser(args.model_dir))
-    token = args.token.strip() or _env_token()
-    set_up_streams(token)
-    adjust_sdk()
-    if fault := find_fault(repo_id, args.model_dir):
-        print(f"ERROR: {fault}", file=sys.stderr)
-        return 1
-    logging.getLogger("modelscope_hub.upload").addHandler(failures := Failures())
-    try:
-        names = list_files(folder)
-        left_out = warn(folder, names)
-        login(token)
-        upload(repo_id, folder, names, left_out, args.commit_message)
-    except Exception as error:  # whatever it is, the document wants it printed and turned to 1
-        lines = [f"ERROR: 上传失败：{error!r}", *failures.lines]
-        hint = "请设置 MODELSCOPE_API_TOKEN 或使用 --token 后重试。"
-        print(*map(hide_token, lines), *([] if token else [hint]), sep="\n", file=sys.stderr)
-        return 1
-    print("Upload finished.")
-    return 0
+def check_sdk(token: str) -> None:
+    """Raise what kept the SDK away, and ValueError for what cannot be a token."""
+    if SDK_ERROR:
+        raise SDK_ERROR
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("the token has characters that cannot occur in a token; copy it again")
+
+
+SECRETS: set[str] = set()  # what `hide` hides
+IN_ADDRESSES = re.compile(  # passwords and signatures
+    r"(?<=://)[^/\s@]+(?=@)|(?<=auth_key=)[^&\s'\")]+|(?<=signature=)[^&\s'\")]+", re.IGNORECASE
+)
+CONTROL = re.compile(r"(?!\A\r|\r\Z)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def keep_secret(token: str) -> None:
+    """Keep `token` out of all that is printed from now on, also where a repr has escaped it."""
+    SECRETS.update({token, repr(token)[1:-1]} - {""})
+
+
+def hide(text: str) -> str:
+    """Return `text` with *** in place of tokens, and of passwords and signatures in addresses."""
+    for secret in SECRETS:
+        text = text.replace(secret, "***")
+    return IN_ADDRESSES.sub("***", text)
+
+
+class Log(io.TextIOWrapper):
+    """Standard error without secrets and control characters; a closed one must not fail the run."""
+
+    def write(self, text: str) -> int:
+        if text.startswith("\r") and not self.isatty():  # a bar becomes a line
+            text = f"{text.strip()}\n" if text.strip() else ""
+        if text.strip("\n\x1b[A"):  # else tqdm moves from bar to bar
+            text = CONTROL.sub(lambda match: repr(match[0])[1:-1], hide(text))
+        with contextlib.suppress(OSError):
+            super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()
+
+
+def set_up_streams() -> None:
+    """Let both streams come line by line, in any encoding, and the SDK's log through `Log`."""
+    sys.stdout = sys.stdout or os.fdopen(1, "w")  # None when whoever started this has closed it
+    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
+    encoding = getattr(sys.stderr, "encoding", None)
+    sys.stderr = Log(os.fdopen(2, "wb"), encoding, errors="backslashreplace", line_buffering=True)
+    for name in ("modelscope", "modelscope_hub"):
+        for handler in logging.getLogger(name).handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.stderr)
+
+
+def watch_signals() -> None:
+    """End at once on Ctrl-C or SIGTERM: in a thread, as C code may keep the main one busy."""
+    for number in SIGNALS:
+        signal.signal(number, interrupt)
+    if os.name == "posix":
+        wait = functools.partial(signal.sigwait, SIGNALS)
+        threading.Thread(target=lambda: interrupt(wait()), daemon=True).start()
+
+
+def interrupt(number: int, frame: object = None) -> NoReturn:
+    """End without waiting for the SDK's threads."""
+    line = f"{INTERRUPTED}\n" if not os.isatty(2) else f"\n{INTERRUPTED}\n"  # after a bar
+    with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
+        os.write(2, line.encode())
+    os._exit(128 + number)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """End with 1, as 2 means a failed draft; show nothing that was typed: it may be a token."""
+        self.print_usage(sys.stderr)
+        reason = "unrecognized option or missing value (not repeated here: it may be a token)"
+        self.exit(1, f"{self.prog}: error: {reason}\n")
 
 
 def run() -> int:
-    """Return the exit code of `main`, or 1 when standard output does not take its lines."""
+    """Return the exit code of `main`, or 1 when standard output cannot be written."""
+    set_up_streams()
+    watch_signals()
     try:
-        code = main()
+        try:
+            code = main()
+        except SystemExit as stop:  # the parser's: -h, or a usage error
+            code = stop.code
         sys.stdout.flush()
-    except OSError as error:  # of a `print`: what fails beside it, `main` turns into a code
+    except OSError as error:  # of a `print`: `main` turns all else into a code
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the exit would try once more, and fail
         print(f"standard output: {error!r}", file=sys.stderr)
         return 1

@@ -82,15 +82,20 @@ class Client:
         return Result(process.returncode, out, err, time.monotonic() - started)
 
     def interrupt(
-        self, process: subprocess.Popen[str], when: Callable[[], object], *, log_read: bool = True
+        self,
+        process: subprocess.Popen[str],
+        when: Callable[[], object],
+        *,
+        number: int = signal.SIGINT,
+        log_read: bool = True,
     ) -> Result:
-        """Send Ctrl-C to `process` as soon as `when()` holds, and time how long it takes to end."""
+        """Send Ctrl-C, or another signal, as soon as `when()` holds, and time the end."""
         with process:
             wait_until(when)
             if not log_read:  # as when the same Ctrl-C ended `tee`
                 process.stderr.close()
             started = time.monotonic()
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             out, err = process.communicate(timeout=30)
         return Result(process.returncode, out, err, time.monotonic() - started)
 
