@@ -123,8 +123,8 @@ class Lag:
     """What the file list goes on showing after a commit: how many times, and until when."""
 
     files: dict[str, Blob]
-    left: int = 0
-    until: float = 0
+    left: int
+    until: float
 
 
 class Hub:
@@ -226,22 +226,25 @@ class Hub:
         self, model: Model, revision: str, changes: dict[str, Blob | None], message: str
     ) -> None:
         """Make a commit, which the file list may not show at once."""
-        before = model.revisions[revision]
-        self.store.commit(model, revision, changes, message)
         with self.lock:
-            lag = self.lags.setdefault((model.id, revision), Lag(before))
-            lag.left = self.rules.lag
-            lag.until = time.monotonic() + self.rules.lag_seconds
+            shown = self.lagging(model, revision)
+            files = shown.files if shown else model.revisions[revision]
+            until = time.monotonic() + self.rules.lag_seconds
+            self.lags[model.id, revision] = Lag(files, self.rules.lag, until)
+        self.store.commit(model, revision, changes, message)
+
+    def lagging(self, model: Model, revision: str) -> Lag | None:
+        lag = self.lags.get((model.id, revision))
+        return lag if lag and (lag.left or time.monotonic() < lag.until) else None
 
     def shown(self, model: Model, revision: str) -> dict[str, Blob] | None:
         """Return what the file list shows of a revision: its files, or those before a commit."""
         with self.lock:
-            lag = self.lags.get((model.id, revision))
-            if lag and (lag.left or time.monotonic() < lag.until):
-                lag.left = max(0, lag.left - 1)
-                return lag.files
-            self.lags.pop((model.id, revision), None)
-        return model.files(revision)
+            lag = self.lagging(model, revision)
+            if lag is None:
+                return model.files(revision)
+            lag.left = max(0, lag.left - 1)
+            return lag.files
 
     def queue(self, route: str, *faults: Fault, file: str | None = None, times: int = 1) -> None:
         """Let the next requests of `route` (for `file`) meet `faults`, one each, in this order."""
