@@ -258,6 +258,7 @@ def proxy(tmp_path: Path, client: Client) -> Iterator[Proxy]:
 def there_and_back(client: Client, store: Store, hub: Hub, **env: str) -> None:
     """Download the model and upload it to another repo, and find every byte where it belongs."""
     store.add("alice/copy")
+    hub.rules.direct = True  # all by the one name that only the proxy can find
     token = store.add_user("alice")
     result = download(client, **env)
     assert result.code == 0, result
@@ -303,6 +304,7 @@ def test_proxy_carries_every_byte_to_an_https_mirror_with_a_certificate_of_its_o
 
 
 def test_cli_takes_the_same_proxy(client: Client, hub: Hub, run: Run, proxy: Proxy) -> None:
+    hub.rules.direct = True
     endpoint = hub.url.replace("127.0.0.1", "hub.invalid")
     fetched = run("download to", MODELSCOPE_ENDPOINT=endpoint, HTTP_PROXY=proxy.url)
     assert (fetched.code, hub.sent()) == (0, SIZE)
