@@ -12,19 +12,9 @@ import pytest
 from tests.hub import Store
 from tests.hub.models import DRAFT, EMPTY, MAIN, PRIVATE, SERVED, add_defaults, files
 from tests.support.client import ROOT, Client, Result, tree
+from tests.support.docker import install_docker
 from tests.support.download import USED, snapshot
 from tests.support.readme import README
-
-# Stands in for docker: prints the secret that a build would read, and downloads as it would.
-DOCKER = """#!/bin/sh
-for word; do
-    case $word in
-        id=modelscope_token,src=*) MODELSCOPE_API_TOKEN=$(cat "${word#*src=}") ;;
-        MODEL_ID=* | SPEC_DRAFT_MODEL_ID=*) export "${word?}" ;;
-    esac
-done
-exec python download_model.py --cache_dir image --token "$MODELSCOPE_API_TOKEN"
-"""
 
 
 @pytest.fixture
@@ -105,20 +95,16 @@ def test_private_model_comes_with_the_token_only(clone: Client) -> None:
 
 
 def test_image_build_takes_the_token_from_a_file(clone: Client) -> None:
-    (clone.work / "bin").mkdir()
-    docker = clone.work / "bin/docker"
-    docker.write_text(DOCKER)
-    docker.chmod(0o755)
-    clone.env["PATH"] = f"{docker.parent}:{clone.env['PATH']}"
+    image = install_docker(clone)
     result = rehearse(
         clone,
         'printf %s "$MODELSCOPE_API_TOKEN" >token && unset MODELSCOPE_API_TOKEN && docker build'
         " --network host --build-arg MODELSCOPE_ENDPOINT --secret id=modelscope_token,src=token"
         f" --build-arg MODEL_ID={PRIVATE} --build-arg SPEC_DRAFT_MODEL_ID=Qwen/Qwen3-0.6B .",
     )
-    assert USED in result.lines
-    assert tree(snapshot(clone.work / "image", PRIVATE)) == files()
-    assert tree(snapshot(clone.work / "image", "Qwen/Qwen3-0.6B")) == files("draft")
+    assert USED in result.err
+    assert tree(snapshot(image, PRIVATE)) == files()
+    assert tree(snapshot(image, "Qwen/Qwen3-0.6B")) == files("draft")
 
 
 @pytest.mark.parametrize("options", [(), ("--data", "hub")], ids=["kept nowhere", "kept"])
