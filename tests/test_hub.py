@@ -482,18 +482,3 @@ def test_large_shard_takes_no_memory(client: Client, tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
     assert digest.hexdigest() == zeros.hexdigest()
     assert int(peak) < 200_000  # kB
-
-
-def test_models_of_the_embedded_hub_open(tmp_path: Path) -> None:
-    from safetensors import safe_open
-    from tokenizers import Tokenizer
-
-    from tests.hub.models import write
-
-    write(tmp_path, "a/b", layers=2)
-    assert Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode("the model").tokens
-    shards = sorted(tmp_path.glob("*.safetensors"))
-    assert len(shards) == 2
-    for shard in shards:
-        with safe_open(shard, "numpy") as file:
-            assert all(file.get_tensor(name).size for name in sorted(file.keys()))
