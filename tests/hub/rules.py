@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Rules:
-    direct: bool = False  # all bytes go through the hub itself; else large files come from the
-    # storage host by a signed address, and blobs go to the host for uploads
+    direct: bool = False  # all bytes, up and down, go through the hub itself
     lifetime: int | None = None  # requests for which a signed address is good; None: no limit
     partial: bool = True  # a range is answered 206; else 200 with Content-Range
     envelope: bool = False  # the lists answer errors with HTTP 200 and `"Success": false`

@@ -61,6 +61,7 @@ class Namespace:
         self.lookups: set[str] = set()
         self.names = self.run(socket.socket, socket.AF_INET, socket.SOCK_DGRAM)
         self.names.bind(("127.0.0.1", 53))
+        self.names.settimeout(0.2)  # to notice that it was closed
         threading.Thread(target=self.know_no_name, daemon=True).start()
 
     def enter(self) -> None:
@@ -83,8 +84,8 @@ class Namespace:
 
     def know_no_name(self) -> None:
         """Answer each question for a name with: there is no such name."""
-        with contextlib.suppress(OSError):  # the socket was closed
-            while True:
+        while self.names.fileno() >= 0:
+            with contextlib.suppress(OSError):  # none has come, or nobody waits for the answer
                 question, client = self.names.recvfrom(512)
                 self.lookups.add(read_name(question))
                 self.names.sendto(question[:2] + b"\x81\x83" + question[4:], client)
