@@ -259,13 +259,15 @@ def read_list(api: Any, model_id: str, revision: str) -> list[Any]:
 
 
 def check_revision(api: Any, model_id: str, revision: str, cause: Exception) -> None:
-    """Raise LookupError with the revisions that are there, when `revision` isn't one of them."""
+    """Raise LookupError when the hub has no such model, or other revisions but not this one."""
     from modelscope_hub import NotExistError
 
     try:
         known = [entry["Revision"] for entry in api.list_repo_revisions(model_id, "model")]
-    except NotExistError:  # nor does the hub know the model
-        raise cause from None
+    except NotExistError:
+        words = getattr(cause, "message", cause)
+        reason = f"{model_id} does not exist, or is private and needs a token: {words}"
+        raise LookupError(reason) from cause
     except Exception:  # a probe that fails is no answer
         return
     if known and revision not in known:

@@ -60,7 +60,7 @@ def settings(hub: Hub, home: str) -> dict[str, str]:
         "MODELSCOPE_ENDPOINT": hub.url,
         "MODELSCOPE_HOME": home,
         "MODELSCOPE_API_TOKEN": hub.store.add_user("*"),
-        "NO_PROXY": "127.0.0.1",
+        "NO_PROXY": "127.0.0.1,localhost",
     }
 
 
