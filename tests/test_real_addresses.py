@@ -178,6 +178,7 @@ def test_script_uploads_whatever_the_probe_says(real: RealHub, code: int) -> Non
     assert {name: blob.path.read_bytes() for name, blob in files.items()} == FILES
     assert real.met_a_token() == {"modelscope.cn", "lfs.modelscope.cn"}
     assert real.ai.log == []
+    real.cn.faults.clear()  # whether the script asks for it is its own matter
 
 
 def test_script_creates_no_repo_that_neither_site_has(real: RealHub) -> None:
