@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from tests.hub import Store
-from tests.hub.faults import status
+from tests.hub.faults import answers, status
 from tests.hub.store import OWN_FILES
-from tests.support.client import lay, tree
-from tests.support.download import FILES, MODEL, WEIGHTS, snapshot
+from tests.support.client import Result, lay, tree
+from tests.support.download import FILES, MODEL, SUCCESS, WEIGHTS, snapshot
 from tests.support.real_addresses import RealHub, real_hub
 
 OLD_PYTHON = os.environ.get("OLD_SDK_PYTHON", "")
@@ -66,11 +66,130 @@ def test_upload_sends_blobs_to_the_host_for_uploads(real: RealHub) -> None:
     assert real.ai.log == []
 
 
-def test_script_is_run_as_by_a_user(real: RealHub) -> None:
+def download(real: RealHub, *options: object) -> Result:
+    command = ["download_model.py", "--model_name", MODEL, "--cache_dir", "cache"]
+    return real.client.run(*command, *options)
+
+
+def arrived(real: RealHub, result: Result) -> None:
+    assert result.code == 0, result
+    folder = snapshot(real.client.work / "cache")
+    assert result.lines == [line.format(folder) for line in SUCCESS]
+    assert tree(folder) == FILES
+
+
+@pytest.mark.parametrize("site", ["cn", "ai"])
+def test_script_is_run_as_by_a_user(real: RealHub, site: str) -> None:
+    getattr(real, site).store.add(MODEL, FILES)
+    arrived(real, download(real))
+    assert real.met_a_token() == set()
+
+
+@pytest.mark.parametrize("code", [401, 403, 500, 503])
+def test_script_downloads_though_the_probe_fails(real: RealHub, code: int) -> None:
     real.cn.store.add(MODEL, FILES)
-    result = real.client.run("download_model.py", "--model_name", MODEL, "--cache_dir", "cache")
+    real.cn.always("info", status(code))
+    arrived(real, download(real))
+    assert real.ai.requests("list") == []
+
+
+def test_script_downloads_though_both_sites_deny_the_model_once(real: RealHub) -> None:
+    real.cn.store.add(MODEL, FILES)
+    real.cn.queue("info", status(404))
+    real.cn.queue("legacy_info", status(404))
+    arrived(real, download(real))
+
+
+def test_script_needs_no_login_for_a_public_model_so_a_revoked_one_does_not_matter(
+    real: RealHub,
+) -> None:
+    real.cn.store.add(MODEL, FILES)
+    revoke_login(real)
+    arrived(real, download(real))
+
+
+def test_revoked_login_fails_clearly_with_a_private_model(real: RealHub) -> None:
+    real.cn.store.add(MODEL, FILES, private=True)
+    token = revoke_login(real)
+    result = download(real)
+    assert result.code == 1
+    assert "Model download FAILED: " in result.lines[-1]
+    assert "no access" in result.out
+    assert "token" in result.out + result.err
+    assert token not in result.out + result.err
+    assert "Traceback" not in result.out + result.err
+
+
+def revoke_login(real: RealHub) -> str:
+    """Store a login on the machine that the hub no longer knows; return its token."""
+    token = real.cn.store.add_user("alice")
+    assert cli(real, "login", "--token", token) == 0
+    del real.cn.store.users[token]
+    return token
+
+
+@pytest.mark.parametrize("code", [200, 401, 500], ids=["answered", "401", "500"])
+@pytest.mark.parametrize("envelope", [False, True], ids=["as 404", "as 200"])
+def test_missing_revision_is_answered_whatever_the_probe_says(
+    real: RealHub, code: int, envelope: bool
+) -> None:
+    real.cn.store.add(MODEL, FILES)
+    real.cn.rules.envelope = envelope
+    if code != 200:
+        real.cn.always("info", status(code))
+    result = download(real, "--revision", "main")
+    assert result.code == 1
+    assert "no revision 'main', but ['master']" in result.lines[-1]
+
+
+@pytest.mark.parametrize("code", [200, 401, 500], ids=["answered", "401", "500"])
+def test_words_of_the_hub_are_shown_whatever_the_probe_says(real: RealHub, code: int) -> None:
+    real.cn.store.add(MODEL, FILES)
+    said = {"Code": 10010200001, "Success": False, "Message": "apply for access first"}
+    real.cn.always("list", answers(said))
+    if code != 200:
+        real.cn.always("info", status(code))
+    result = download(real)
+    assert result.code == 1
+    assert "apply for access first (code 10010200001)" in result.lines[-1]
+
+
+def test_script_keeps_the_token_in_the_domain_of_the_hub(real: RealHub) -> None:
+    real.cn.store.add(MODEL, FILES, private=True)
+    result = download(real, "--token", real.cn.store.add_user("alice"))
     assert result.code == 0, result
     assert tree(snapshot(real.client.work / "cache")) == FILES
+    assert {r.headers["Authorization"] for r in real.cn.log if r.host == "storage"} == {None}
+    assert real.met_a_token() == {"modelscope.cn", "cdn-lfs-cn-1.modelscope.cn"}
+    assert real.ai.log == []
+
+
+@pytest.mark.parametrize("code", [200, 401, 403, 500], ids=["answered", "401", "403", "500"])
+def test_script_uploads_whatever_the_probe_says(real: RealHub, code: int) -> None:
+    real.cn.store.add(MODEL)
+    lay(real.client.work / "folder", FILES)
+    if code != 200:
+        real.cn.always("info", status(code))
+    token = real.cn.store.add_user("alice")
+    options = ["--repo-id", MODEL, "--model-dir", "folder", "--token", token]
+    result = real.client.run("upload_model.py", *options)
+    assert result.code == 0, result
+    files = real.cn.store.models[MODEL].revisions["master"]
+    assert {name: blob.path.read_bytes() for name, blob in files.items()} == FILES
+    assert real.met_a_token() == {"modelscope.cn", "lfs.modelscope.cn"}
+    assert real.ai.log == []
+    real.cn.faults.clear()  # whether the script asks for it is its own matter
+
+
+def test_script_creates_no_repo_that_neither_site_has(real: RealHub) -> None:
+    lay(real.client.work / "folder", FILES)
+    token = real.cn.store.add_user("alice")
+    options = ["--repo-id", MODEL, "--model-dir", "folder", "--token", token]
+    result = real.client.run("upload_model.py", *options)
+    assert result.code == 1
+    assert f"仓库 {MODEL} 不存在" in result.err
+    assert real.cn.store.models == real.ai.store.models == {}
+    assert real.cn.requests("batch") == []
 
 
 @pytest.mark.parametrize("code", [401, 500, 503])
