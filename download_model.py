@@ -246,14 +246,17 @@ def read_list(api: Any, model_id: str, revision: str) -> list[Any]:
     Of an error that comes as HTTP 200 the SDK makes an empty list, and drops the words.
     """
     import requests
+    from modelscope_hub import HubConfig
 
     if entries := api.list_repo_files(model_id, "model", revision=revision):
         return entries
-    query = {"params": {"Revision": revision, "Recursive": "True"}, "cookies": api.get_cookies()}
-    words = ""
+    endpoint, words = HubConfig().endpoint, ""
+    with contextlib.suppress(Exception):  # a probe that fails is no answer
+        endpoint = api.resolve_endpoint_for_read(model_id)
     with contextlib.suppress(Exception):  # the failure is told without them too
-        address = f"{api.resolve_endpoint_for_read(model_id)}/api/v1/models/{model_id}/repo/files"
-        said = requests.get(address, **query, timeout=10).json()
+        address = f"{endpoint}/api/v1/models/{model_id}/repo/files"
+        query = {"Revision": revision, "Recursive": "True"}
+        said = requests.get(address, params=query, cookies=api.get_cookies(), timeout=10).json()
         words = f": {said['Message']} (code {said['Code']})"
     raise LookupError(f"the hub lists no files in {model_id} (revision={revision}){words}")
 
@@ -306,8 +309,9 @@ def claim_folder(model: tuple[str, str], door: Callable[..., Path], call: dict[s
         folder = str(door(**call | {"local_files_only": True}))
     except CacheNotFound as error:  # not there yet; the error says where the SDK looked
         folder = error.cache_dir
-    for taken, owner in CHECKED.items():
-        if owner != model and os.path.commonpath([taken, folder]) in (taken, folder):
+    here = os.path.realpath(folder)
+    for taken, owner in ((os.path.realpath(path), owner) for path, owner in CHECKED.items()):
+        if owner != model and os.path.commonpath([taken, here]) in (taken, here):
             raise ValueError(f"{taken} holds the main model; use another --cache_dir for one")
     CHECKED[folder] = model
     return folder
@@ -484,8 +488,8 @@ def check_sdk(token: str) -> None:
 
 
 SECRETS: set[str] = set()  # what `hide` hides
-IN_ADDRESSES = re.compile(  # passwords and signatures
-    r"(?<=://)[^/\s@]+(?=@)|(?<=auth_key=)[^&\s'\")]+|(?<=signature=)[^&\s'\")]+", re.IGNORECASE
+IN_ADDRESSES = re.compile(  # passwords, and what signs an address
+    r"(://)[^\s@'\"]+(?=@)|([?&][^=&\s]*(?:key|sign|token)[^=&\s]*=)[^&\s'\")]+", re.IGNORECASE
 )
 CONTROL = re.compile(r"(?!\A\r|\r\Z)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -499,7 +503,7 @@ def hide(text: str) -> str:
     """Return `text` with *** in place of tokens, and of passwords and signatures in addresses."""
     for secret in SECRETS:
         text = text.replace(secret, "***")
-    return IN_ADDRESSES.sub("***", text)
+    return IN_ADDRESSES.sub(r"\1\2***", text)
 
 
 class Log(io.TextIOWrapper):

@@ -65,6 +65,7 @@ NOT_MODEL = (".git", ".cache", ".modelscope", ".ms_upload_cache", ".ms_upload_pr
 # What a model has no use for, and a public repo must not show.
 SECRET_FILES = (".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*")
 SMALL_AT_ONCE = 32  # small files wait for answers, not for the link
+FEW = 200  # files of a folder that are worth to be named one by one
 LIST_SECONDS = 60  # for which the hub's list may lag behind a commit
 UNCHECKED = f"WARNING: an unknown SDK, or older than 1.38: its result was not checked; {INSTALL}"
 INTERRUPTED = (
@@ -197,7 +198,7 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
     from modelscope_hub.utils import compute_hash
 
     sizes, ignored = list_files(folder)
-    check_repo(api, repo_id)
+    refuse_missing_repo(api, repo_id)
     CHECKED.add((repo_id, folder))
     # The SDK hashes the files too, before it sends them: leave the processor to it, where a
     # priority is a thread's own.
@@ -208,14 +209,17 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
     record = find_record(repo_id, folder)
     remembered = record is not None and record.exists()
     try:
-        if sizes and await_list(compare, 0) == []:
+        missing = list(sizes)
+        with contextlib.suppress(Exception):  # a probe that fails is no answer
+            missing = compare()
+        if sizes and not missing:
             print("The hub has all of it already; nothing is sent.", file=sys.stderr)
             return None
-        commits = send(door, sizes, ignored, record)
+        commits = send(door, sizes, missing, ignored, record)
         missing = await_list(compare, LIST_SECONDS if commits else 0)
         if missing and remembered:  # the hub has lost what the SDK remembers as committed
             record.unlink()
-            commits = send(door, sizes, ignored, record)
+            commits = send(door, sizes, missing, ignored, record)
             missing = await_list(compare, LIST_SECONDS)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -269,18 +273,24 @@ def raise_error(error: OSError) -> NoReturn:
     raise error
 
 
-def check_repo(api: Any, repo_id: str) -> None:
-    """Raise LookupError for a missing repo, and keep the SDK from creating one, for all to see."""
+def refuse_missing_repo(api: Any, repo_id: str) -> None:
+    """Raise LookupError for a missing repo, and keep the SDK from creating one, for all to see.
+
+    Two probes have to deny it, as hubs have been seen to deny what they have.
+    """
     from modelscope_hub import NotExistError
 
-    try:  # two witnesses, as hubs have been seen to deny what they have
-        _ = api.repo_exists(repo_id, "model") or api.list_repo_revisions(repo_id, "model")
-    except NotExistError:
-        create = f"modelscope create {repo_id} --repo-type model --visibility private"
-        raise LookupError(f"仓库 {repo_id} 不存在，或当前登录无权查看；创建：{create}") from None
-    except Exception as error:  # a probe that fails is no answer
-        print(f"WARNING: 无法确认仓库是否存在，继续上传：{error!r}", file=sys.stderr)
     api.create_repo = lambda *args, **settings: None
+    for probe in (api.list_repo_revisions, api.repo_exists):
+        try:
+            if probe(repo_id, "model"):
+                return
+        except NotExistError:
+            continue
+        except Exception:  # a probe that fails is no answer
+            return
+    create = f"modelscope create {repo_id} --repo-type model --visibility private"
+    raise LookupError(f"仓库 {repo_id} 不存在，或当前登录无权查看；创建：{create}")
 
 
 def find_record(repo_id: str, folder: Path) -> Path | None:
@@ -294,7 +304,11 @@ def find_record(repo_id: str, folder: Path) -> Path | None:
 
 
 def send(
-    door: Callable[..., Any], sizes: dict[str, int], ignored: list[str], record: Path | None
+    door: Callable[..., Any],
+    sizes: dict[str, int],
+    missing: list[str],
+    ignored: list[str],
+    record: Path | None,
 ) -> Any:
     """Let the SDK upload, and return its commits; large blobs, which can't resume, few at once."""
     from modelscope_hub.constants import UPLOAD_BLOB_PROGRESS_THRESHOLD_BYTES as LARGE
@@ -302,11 +316,15 @@ def send(
 
     small = max(sizes.values(), default=0) <= LARGE
     workers = spare_threads(SMALL_AT_ONCE if small else LARGE_AT_ONCE)
-    print(f"{len(sizes)} files, {sum(sizes.values())} bytes to upload", file=sys.stderr)
+    # The hub may refuse a file that has not changed. (The SDK tries each pattern on each name.)
+    only = [glob.escape(name) for name in missing] if len(missing) <= FEW else None
+    total = sum(sizes[name] for name in missing)
+    print(f"{len(missing)} of {len(sizes)} files, {total} bytes to upload", file=sys.stderr)
     with contextlib.suppress(locale.Error):  # the SDK reads its record in the locale's encoding
         locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
-    with open_bar(sum(sizes.values())) as bar, contextlib.redirect_stdout(sys.stderr):
+    with open_bar(total) as bar, contextlib.redirect_stdout(sys.stderr):
         return door(
+            allow_patterns=only,
             ignore_patterns=ignored,
             max_workers=max(1, workers),
             use_cache=record is not None,
@@ -321,12 +339,15 @@ def send(
 def find_missing(
     api: Any, repo_id: str, sizes: dict[str, int], digests: dict[str, Future]
 ) -> list[str]:
-    """Return the files that the hub does not list as they are here, by size, else by digest."""
+    """Return the files that the hub does not list as they are here, by size and by digest."""
     listed = {file.path: file for file in api.list_repo_files(repo_id, "model")}
-    size_of = {name: listed[name].size or size for name, size in sizes.items() if name in listed}
-    if other := [name for name, size in sizes.items() if size_of.get(name) != size]:
-        return sorted(other)
-    return sorted(n for n in sizes if listed[n].sha256 not in (None, "", digests[n].result()))
+
+    def is_same(name: str) -> bool:
+        there = listed[name]
+        same_size = (there.size or sizes[name]) == sizes[name]  # 0: it may be unknown
+        return same_size and (not there.sha256 or there.sha256 == digests[name].result())
+
+    return sorted(name for name in sizes if name not in listed or not is_same(name))
 
 
 def await_list(compare: Callable[[], list[str]], seconds: float) -> list[str] | None:
@@ -344,7 +365,7 @@ def await_list(compare: Callable[[], list[str]], seconds: float) -> list[str] | 
         if delay == 2:
             print(f"等待仓库的文件列表显示这次提交，最多 {seconds} 秒…", file=sys.stderr)
         time.sleep(delay)
-    if missing is None and seconds:
+    if missing is None:
         print(f"WARNING: 无法读取仓库的文件列表，上传结果未核对：{cause!r}", file=sys.stderr)
     return missing
 
@@ -396,8 +417,8 @@ def check_sdk(token: str) -> None:
 
 
 SECRETS: set[str] = set()  # what `hide` hides
-IN_ADDRESSES = re.compile(  # passwords and signatures
-    r"(?<=://)[^/\s@]+(?=@)|(?<=auth_key=)[^&\s'\")]+|(?<=signature=)[^&\s'\")]+", re.IGNORECASE
+IN_ADDRESSES = re.compile(  # passwords, and what signs an address
+    r"(://)[^\s@'\"]+(?=@)|([?&][^=&\s]*(?:key|sign|token)[^=&\s]*=)[^&\s'\")]+", re.IGNORECASE
 )
 CONTROL = re.compile(r"(?!\A\r|\r\Z)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -411,7 +432,7 @@ def hide(text: str) -> str:
     """Return `text` with *** in place of tokens, and of passwords and signatures in addresses."""
     for secret in SECRETS:
         text = text.replace(secret, "***")
-    return IN_ADDRESSES.sub("***", text)
+    return IN_ADDRESSES.sub(r"\1\2***", text)
 
 
 class Log(io.TextIOWrapper):
