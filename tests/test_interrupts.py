@@ -71,8 +71,8 @@ def test_signal_at_any_moment_is_one_line_within_2_seconds(
         time.sleep(0.03 * step)
         begun = handles(process.pid) if process.poll() is None else True
         result = client.interrupt(process, when=lambda: True, number=number)
-        if not begun:  # in Python's own start, which no script can change
-            assert script not in result.err, (step, result)
+        if not begun:  # in Python's own start, and while it reads the script
+            assert "argparse" not in result.err, (step, result)  # an import that takes its time
             early += 1
             continue
         assert result.seconds < 2
