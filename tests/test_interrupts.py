@@ -71,7 +71,8 @@ def test_signal_at_any_moment_is_one_line_within_2_seconds(
         time.sleep(0.03 * step)
         begun = handles(process.pid) if process.poll() is None else True
         result = client.interrupt(process, when=lambda: True, number=number)
-        if not begun:  # Python's own start, which no script can change
+        if not begun:  # in Python's own start, and while it reads the script
+            assert "argparse" not in result.err, (step, result)  # an import that takes its time
             early += 1
             continue
         assert result.seconds < 2
@@ -99,7 +100,7 @@ def test_signals_are_handled_before_the_imports_take_their_time(
 def test_signal_while_the_sdk_is_read_from_a_slow_disk_ends_it_within_2_seconds(
     client: Client, script: str, number: int
 ) -> None:
-    package = "import pathlib, time; pathlib.Path('reached').touch(); time.sleep(30)".encode()
+    package = b"import pathlib, time; pathlib.Path('reached').touch(); time.sleep(30)"
     lay(client.work / "path", {"modelscope/__init__.py": package})
     process = client.start(script, PYTHONPATH=str(client.work / "path"))
     result = client.interrupt(process, when=(client.work / "reached").exists, number=number)
