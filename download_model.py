@@ -12,6 +12,13 @@ means that every file of the revision is there and matches its digest; 1, the mo
 
 from __future__ import annotations
 
+import signal
+
+SIGNALS = {n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN}
+
+if __name__ == "__main__":  # before anything takes time: they wait for `end_on_signal`
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
 import argparse
 import contextlib
 import errno
@@ -19,10 +26,10 @@ import functools
 import inspect
 import io
 import logging
+import math
 import os
 import re
 import shutil
-import signal
 import stat
 import sys
 import threading
@@ -33,12 +40,23 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-SIGNALS = {n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN}
+INTERRUPTED = "Interrupted. Run the same command again to resume."
+
+
+def end_on_signal() -> None:
+    """End at once on Ctrl-C or SIGTERM, in a thread, as C code may keep the main one busy."""
+    number = signal.sigwait(SIGNALS)
+    after_a_bar = "\n" if os.isatty(2) else ""
+    with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
+        os.write(2, f"{after_a_bar}{INTERRUPTED}\n".encode())
+    os._exit(128 + number)
+
 
 if __name__ == "__main__":  # about this process, before the SDK's import takes its time
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait for `end_on_signal`
     while os.open(os.devnull, os.O_RDWR) < 3:  # a closed stream's number must not go to a file
         pass
+    with contextlib.suppress(RuntimeError):  # of no thread to spare, which ends the SDK as well
+        threading.Thread(target=end_on_signal, daemon=True).start()
     sys.modules.setdefault("torch", None)  # the SDK would import it: 2 s and 200 MB for nothing
     if not (sys.stderr and sys.stderr.isatty()):
         os.environ.setdefault("TQDM_DISABLE", "1")  # the SDK's bars are for terminals
@@ -68,10 +86,9 @@ DEFAULT_MODEL = "YukinoStuki/Qwen3-4B-Plus-Merged"
 DEFAULT_REVISION = "master"
 FILES_AT_ONCE = 32  # as many connections as the SDK keeps open
 LARGE_AT_ONCE = 4  # files that come in parts, over eight connections each
-THREADS = 2 * FILES_AT_ONCE  # each file in one stream has a watchdog
+THREADS = 64  # what the SDK may start: two for each file in one stream
 MANY_LARGE = 16  # from here on parts bring nothing, and one stream writes each byte only once
 UNCHECKED = f"WARNING: an unknown SDK, or older than 1.38: its result was not checked; {INSTALL}"
-INTERRUPTED = "Interrupted. Run the same command again to resume."
 
 
 def parse_args() -> argparse.Namespace:
@@ -203,8 +220,8 @@ def guard(api: Any, model_id: str, door: Callable[..., Path], call: dict[str, An
     folder = claim_folder((model_id, revision), door, call)
     before = scan(folder)
     check_places(folder, files, before)
-    check_space(files, before, call["cache_dir"])
-    call["file_list"], call["max_workers"] = plan(files, before)
+    room = check_space(files, before, call["cache_dir"])
+    call["file_list"], call["max_workers"] = plan(files, before, room)
     total = sum(file.size for file in files.values())
     stats = {name: before[name] for name in files.keys() & before.keys()}
     same = sum(files[name].size for name, s in stats.items() if s.st_size == files[name].size)
@@ -257,7 +274,7 @@ def read_list(api: Any, model_id: str, revision: str) -> list[Any]:
         address = f"{endpoint}/api/v1/models/{model_id}/repo/files"
         query = {"Revision": revision, "Recursive": "True"}
         said = requests.get(address, params=query, cookies=api.get_cookies(), timeout=10).json()
-        words = f": {said['Message']} (code {said['Code']})"
+        words = "" if said["Success"] else f": {said['Message']} (code {said['Code']})"
     raise LookupError(f"the hub lists no files in {model_id} (revision={revision}){words}")
 
 
@@ -349,37 +366,39 @@ def check_places(folder: str, files: Files, on_disk: Stats) -> None:
         raise OSError(errno.EEXIST, reason, folder)
 
 
-def check_space(files: Files, on_disk: Stats, cache_dir: str) -> None:
-    """Raise OSError when `cache_dir` has less room than is still to come, in bytes."""
+def check_space(files: Files, on_disk: Stats, cache_dir: str) -> float:
+    """Return how many bytes will be free after the download; raise OSError for fewer than none."""
     have: Counter[str] = Counter()
     for name, status in on_disk.items():
         for key in {name, finished(name)}:
             have[key] += status.st_size
     missing = sum(max(0, file.size - have[name]) for name, file in files.items())
     disk = shutil.disk_usage(cache_dir)
-    free = disk.total - disk.used
-    if disk.total and missing > free:  # some file systems tell nothing
+    free = disk.total - disk.used if disk.total else math.inf  # some file systems tell nothing
+    if missing > free:
         reason = f"{missing} bytes are still to come, and {free} are free"
         raise OSError(errno.ENOSPC, reason, cache_dir)
+    return free - missing
 
 
-def plan(files: Files, on_disk: Stats) -> tuple[list[dict], int]:
+def plan(files: Files, on_disk: Stats, room: float) -> tuple[list[dict], int]:
     """Return the file list for the SDK, and how many files it is to fetch at once.
 
     The SDK fetches a large file in parts when its size is given. Few large files come in parts,
-    many in one stream each, all at once; what was begun goes on as it was begun.
+    many in one stream each, all at once; what was begun goes on as it was begun. Joining the parts
+    takes some of the `room`, in bytes, that the download leaves.
     """
     from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
+    from modelscope_hub.constants import DOWNLOAD_PART_SIZE as PART
 
     large = {name for name, file in files.items() if file.size > IN_PARTS}
     begun = {finished(name): name for name in on_disk if finished(name) != name}
     whole = {name for name in large if begun.get(name, "").endswith(".incomplete")}
-    if len(large) >= MANY_LARGE:
+    if len(large) >= MANY_LARGE or room < 2 * LARGE_AT_ONCE * PART:
         whole |= {name for name in large - begun.keys() if files[name].sha256}
+    at_once = LARGE_AT_ONCE if large - whole else FILES_AT_ONCE
     if spare_threads(THREADS) < THREADS:  # what few there are have to do
         whole, at_once = large, 1
-    else:
-        at_once = LARGE_AT_ONCE if large - whole else FILES_AT_ONCE
     sizes = {name: file.size or None for name, file in files.items() if name not in whole}
     entries = [{"Path": n, "Sha256": f.sha256, "Size": sizes.get(n)} for n, f in files.items()]
     return entries, at_once
@@ -448,6 +467,7 @@ def open_bar(total: int, done: int = 0) -> Any:
     """Return a bar over the bytes of all files; without a terminal, a line every ten seconds."""
     from tqdm.auto import tqdm
 
+    tqdm.monitor_interval = 0  # a thread less
     looks = {"total": total, "initial": done, "unit": "B", "unit_scale": True, "desc": "Total"}
     if not sys.stderr.isatty():
         looks |= {"mininterval": 10, "delay": 10, "leave": False, "ascii": True, "ncols": 80}
@@ -495,8 +515,13 @@ CONTROL = re.compile(r"(?!\A\r|\r\Z)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def keep_secret(token: str) -> None:
-    """Keep `token` out of all that is printed from now on, also where a repr has escaped it."""
-    SECRETS.update({token, repr(token)[1:-1]} - {""})
+    """Keep `token` out of all that is printed from now on, also where a repr has escaped it.
+
+    So with the passwords in addresses of the environment, such as a proxy's.
+    """
+    urls = (re.match(r"\w+://[^:@/]*:(.+)@", value) for value in os.environ.values())
+    for secret in (token, *(url[1] for url in urls if url)):
+        SECRETS.update({secret, repr(secret)[1:-1]} - {""})
 
 
 def hide(text: str) -> str:
@@ -535,15 +560,6 @@ def set_up_streams() -> None:
                 handler.setStream(sys.stderr)
 
 
-def end_on_signal() -> None:
-    """End at once on Ctrl-C or SIGTERM, in a thread, as C code may keep the main one busy."""
-    number = signal.sigwait(SIGNALS)
-    after_a_bar = "\n" if os.isatty(2) else ""
-    with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
-        os.write(2, f"{after_a_bar}{INTERRUPTED}\n".encode())
-    os._exit(128 + number)
-
-
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with 1, as 2 means a failed draft; show nothing that was typed: it may be a token."""
@@ -555,7 +571,6 @@ class Parser(argparse.ArgumentParser):
 def run() -> int:
     """Return the exit code of `main`, or 1 when standard output cannot be written."""
     set_up_streams()
-    threading.Thread(target=end_on_signal, daemon=True).start()
     try:
         try:
             code = main()

@@ -12,6 +12,13 @@ digest; 1, it failed. The SDK does the work; the guard below verifies the result
 
 from __future__ import annotations
 
+import signal
+
+SIGNALS = {n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN}
+
+if __name__ == "__main__":  # before anything takes time: they wait for `end_on_signal`
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
 import argparse
 import contextlib
 import fnmatch
@@ -25,21 +32,34 @@ import locale
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
-SIGNALS = {n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN}
+INTERRUPTED = (
+    "Interrupted. Run the same command again to resume: files on the hub are not sent again, "
+    "a file that was broken off starts over."
+)
+
+
+def end_on_signal() -> None:
+    """End at once on Ctrl-C or SIGTERM, in a thread, as C code may keep the main one busy."""
+    number = signal.sigwait(SIGNALS)
+    after_a_bar = "\n" if os.isatty(2) else ""
+    with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
+        os.write(2, f"{after_a_bar}{INTERRUPTED}\n".encode())
+    os._exit(128 + number)
+
 
 if __name__ == "__main__":  # about this process, before the SDK's import takes its time
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait for `end_on_signal`
     while os.open(os.devnull, os.O_RDWR) < 3:  # a closed stream's number must not go to a file
         pass
+    with contextlib.suppress(RuntimeError):  # of no thread to spare, which ends the SDK as well
+        threading.Thread(target=end_on_signal, daemon=True).start()
     sys.modules.setdefault("torch", None)  # the SDK would import it: 2 s and 200 MB for nothing
     if not (sys.stderr and sys.stderr.isatty()):
         os.environ.setdefault("TQDM_DISABLE", "1")  # the SDK's bars are for terminals
@@ -64,14 +84,11 @@ KEY_FILES = ("config.json", "tokenizer_config.json")  # a full model has them; a
 NOT_MODEL = (".git", ".cache", ".modelscope", ".ms_upload_cache", ".ms_upload_progress")
 # What a model has no use for, and a public repo must not show.
 SECRET_FILES = (".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*")
+THREADS = 64  # what the SDK and the digests may start
 SMALL_AT_ONCE = 32  # small files wait for answers, not for the link
 FEW = 200  # files of a folder that are worth to be named one by one
 LIST_SECONDS = 60  # for which the hub's list may lag behind a commit
 UNCHECKED = f"WARNING: an unknown SDK, or older than 1.38: its result was not checked; {INSTALL}"
-INTERRUPTED = (
-    "Interrupted. Run the same command again to resume: files on the hub are not sent again, "
-    "a file that was broken off starts over."
-)
 
 
 def _env_token() -> str:
@@ -204,7 +221,11 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
     # priority is a thread's own.
     nice = functools.partial(os.nice, 19) if sys.platform == "linux" else None
     pool = ThreadPoolExecutor(2, initializer=nice)
-    digests = {name: pool.submit(compute_hash, folder / name, "sha256") for name in sizes}
+    paths = {name: folder / name for name in sizes}
+    if spare_threads(THREADS) < THREADS:  # what few there are the SDK needs
+        digests = {n: functools.partial(compute_hash, path, "sha256") for n, path in paths.items()}
+    else:
+        digests = {n: pool.submit(compute_hash, path, "sha256").result for n, path in paths.items()}
     compare = functools.partial(find_missing, api, repo_id, sizes, digests)
     record = find_record(repo_id, folder)
     remembered = record is not None and record.exists()
@@ -315,7 +336,9 @@ def send(
     from modelscope_hub.constants import UPLOAD_MAX_CONCURRENT_WORKERS as LARGE_AT_ONCE
 
     small = max(sizes.values(), default=0) <= LARGE
-    workers = spare_threads(SMALL_AT_ONCE if small else LARGE_AT_ONCE)
+    workers = SMALL_AT_ONCE if small else LARGE_AT_ONCE
+    if spare_threads(THREADS) < THREADS:  # what few there are have to do
+        workers = 1
     # The hub may refuse a file that has not changed. (The SDK tries each pattern on each name.)
     only = [glob.escape(name) for name in missing] if len(missing) <= FEW else None
     total = sum(sizes[name] for name in missing)
@@ -326,7 +349,7 @@ def send(
         return door(
             allow_patterns=only,
             ignore_patterns=ignored,
-            max_workers=max(1, workers),
+            max_workers=workers,
             use_cache=record is not None,
             tracker_path=record,
             disable_tqdm=not sys.stderr.isatty(),
@@ -337,7 +360,7 @@ def send(
 
 
 def find_missing(
-    api: Any, repo_id: str, sizes: dict[str, int], digests: dict[str, Future]
+    api: Any, repo_id: str, sizes: dict[str, int], digests: dict[str, Callable[[], str]]
 ) -> list[str]:
     """Return the files that the hub does not list as they are here, by size and by digest."""
     listed = {file.path: file for file in api.list_repo_files(repo_id, "model")}
@@ -345,7 +368,7 @@ def find_missing(
     def is_same(name: str) -> bool:
         there = listed[name]
         same_size = (there.size or sizes[name]) == sizes[name]  # 0: it may be unknown
-        return same_size and (not there.sha256 or there.sha256 == digests[name].result())
+        return same_size and (not there.sha256 or there.sha256.lower() == digests[name]())
 
     return sorted(name for name in sizes if name not in listed or not is_same(name))
 
@@ -377,6 +400,7 @@ def open_bar(total: int, done: int = 0) -> Any:
     """Return a bar over the bytes of all files; without a terminal, a line every ten seconds."""
     from tqdm.auto import tqdm
 
+    tqdm.monitor_interval = 0  # a thread less
     looks = {"total": total, "initial": done, "unit": "B", "unit_scale": True, "desc": "Total"}
     if not sys.stderr.isatty():
         looks |= {"mininterval": 10, "delay": 10, "leave": False, "ascii": True, "ncols": 80}
@@ -424,8 +448,13 @@ CONTROL = re.compile(r"(?!\A\r|\r\Z)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def keep_secret(token: str) -> None:
-    """Keep `token` out of all that is printed from now on, also where a repr has escaped it."""
-    SECRETS.update({token, repr(token)[1:-1]} - {""})
+    """Keep `token` out of all that is printed from now on, also where a repr has escaped it.
+
+    So with the passwords in addresses of the environment, such as a proxy's.
+    """
+    urls = (re.match(r"\w+://[^:@/]*:(.+)@", value) for value in os.environ.values())
+    for secret in (token, *(url[1] for url in urls if url)):
+        SECRETS.update({secret, repr(secret)[1:-1]} - {""})
 
 
 def hide(text: str) -> str:
@@ -464,15 +493,6 @@ def set_up_streams() -> None:
                 handler.setStream(sys.stderr)
 
 
-def end_on_signal() -> None:
-    """End at once on Ctrl-C or SIGTERM, in a thread, as C code may keep the main one busy."""
-    number = signal.sigwait(SIGNALS)
-    after_a_bar = "\n" if os.isatty(2) else ""
-    with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
-        os.write(2, f"{after_a_bar}{INTERRUPTED}\n".encode())
-    os._exit(128 + number)
-
-
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with 1, as 2 means a failed draft; show nothing that was typed: it may be a token."""
@@ -484,7 +504,6 @@ class Parser(argparse.ArgumentParser):
 def run() -> int:
     """Return the exit code of `main`, or 1 when standard output cannot be written."""
     set_up_streams()
-    threading.Thread(target=end_on_signal, daemon=True).start()
     try:
         try:
             code = main()

@@ -633,7 +633,9 @@ def test_ctrl_c_in_a_blob_is_130_within_2_seconds_and_one_line(
     assert result.seconds < 2
     ours = [line for line in result.err.splitlines() if " | " not in line and "%|" not in line]
     assert len(ours) == 2
-    assert ours[0] == f"6 of 6 files, {len(BIG) * 4 + sum(map(len, FILES.values()))} bytes to upload"
+    assert (
+        ours[0] == f"6 of 6 files, {len(BIG) * 4 + sum(map(len, FILES.values()))} bytes to upload"
+    )
     assert ours[1].startswith("Interrupted. Run the same command again to resume")
     assert on_hub(store) == {}
 
