@@ -8,16 +8,26 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.hub import Hub, Store
 from tests.hub.models import WORDS, write
-from tests.support.builders import Buildah, Builder, Docker, find_builder, registry, run
-from tests.support.client import ROOT, Result
+from tests.support.builders import (
+    Buildah,
+    Builder,
+    Docker,
+    cancel,
+    find_builder,
+    mirror,
+    registry,
+    run,
+)
+from tests.support.client import ROOT, Result, wait_until
 from tests.support.readme import README
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
@@ -291,6 +301,132 @@ def test_blank_model_id_is_an_error_and_not_the_default(builder: Builder, hub: H
     assert_fails(result, 1, "Model download FAILED: ")
     assert "MODEL_ID" in result.out
     assert hub.log == []
+
+
+# --- builds that break ----------------------------------------------------------------------
+
+
+HOW = {"Ctrl-C": signal.SIGINT, "kill": signal.SIGKILL}
+
+
+@pytest.mark.parametrize("number", HOW.values(), ids=HOW)
+def test_build_after_a_cancelled_one_asks_for_the_rest_only(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path, number: int
+) -> None:
+    files = large_model(store, "alice/cancelled")
+    break_off(builder, hub, "alice/cancelled", number)
+    sent = hub.sent()
+    build(builder, "resumed", hub, "--target", "weights", MODEL_ID="alice/cancelled")
+    assert 0 < hub.sent() - sent < 0.6 * SIZE
+    with builder.open("resumed") as image:
+        assert image.tree("") == {f"main/{name}": data for name, data in files.items()}
+    assert not kept(builder, tmp_path, files)
+
+
+def test_file_that_left_the_revision_meanwhile_is_not_in_the_image(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    large_model(store, "alice/renamed")
+    break_off(builder, hub, "alice/renamed", signal.SIGINT)
+    store.add("alice/renamed", {"only.txt": b"new"})
+    build(builder, "renamed", hub, "--target", "weights", MODEL_ID="alice/renamed")
+    with builder.open("renamed") as image:
+        assert image.tree("") == {"main/only.txt": b"new"}
+
+
+def test_builds_at_once_end_well_and_keep_what_another_one_left(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    broken = large_model(store, "alice/broken")
+    break_off(builder, hub, "alice/broken", signal.SIGINT)
+    before = kept(builder, tmp_path, broken)
+    models = {name: large_model(store, f"alice/{name}") for name in ("first", "second")}
+    builds = {"a": "first", "b": "first", "c": "second"}  # the first two aren't the same to a cache
+    processes = [
+        builder.start(
+            tag,
+            *("--target", "weights"),
+            MODEL_ID=f"alice/{name}",
+            MODELSCOPE_ENDPOINT=hub.url,
+            REFRESH=tag,
+        )
+        for tag, name in builds.items()
+    ]
+    for process in processes:
+        out = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, out
+    for tag, name in builds.items():
+        with builder.open(tag) as image:
+            assert image.tree("") == {f"main/{k}": data for k, data in models[name].items()}
+    assert before
+    assert kept(builder, tmp_path, broken) == before
+    assert not kept(builder, tmp_path, models["first"] | models["second"])
+    build(builder, "broken", hub, "--target", "weights", MODEL_ID="alice/broken")
+
+
+def test_model_is_kept_when_the_draft_fails(
+    builder: Builder, hub: Hub, store: Store, draft: dict[str, bytes]
+) -> None:
+    files = large_model(store, "alice/main")
+    args = {"MODEL_ID": "alice/main", "SPEC_DRAFT_MODEL_ID": "alice/typo"}
+    assert_fails(
+        build(builder, "mended", hub, check=False, **args), 2, "[spec] Draft model download FAILED"
+    )
+    asked = len(hub.log)
+    build(builder, "mended", hub, **args | {"SPEC_DRAFT_MODEL_ID": DRAFT})
+    assert not {request.file for request in hub.log[asked:]} & files.keys()
+    with builder.open("mended") as image:
+        assert image.tree("app/model/main/") == files
+        assert image.tree("app/model/draft/") == draft
+
+
+def test_nothing_is_kept_when_that_is_not_wanted(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    files = large_model(store, "alice/forgotten")
+    break_off(builder, hub, "alice/forgotten", signal.SIGINT, KEEP_UNFINISHED="")
+    assert not kept(builder, tmp_path, files)
+    args = {"MODEL_ID": "alice/forgotten", "KEEP_UNFINISHED": ""}
+    build(builder, "forgotten", hub, "--target", "weights", **args)
+    with builder.open("forgotten") as image:
+        assert image.tree("") == {f"main/{name}": data for name, data in files.items()}
+
+
+SIZE = 12_000_000
+
+
+def large_model(store: Store, model_id: str) -> dict[str, bytes]:
+    """A model of SIZE bytes in four files, their names its own."""
+    name = model_id.split("/")[1]
+    files = {f"{name}-{i}.safetensors": os.urandom(SIZE // 4) for i in range(4)}
+    store.add(model_id, files)
+    return files
+
+
+def break_off(builder: Builder, hub: Hub, model_id: str, number: int, **given: object) -> Result:
+    """Cancel a build when 0.6 of the model has come."""
+    hub.rate, before = SIZE / 8, hub.sent()
+    given = {"MODEL_ID": model_id, "MODELSCOPE_ENDPOINT": hub.url, **given}
+    process = builder.start("broken-off", **given)
+    wait_until(lambda: hub.sent() - before >= 0.6 * SIZE or process.poll() is not None, 120)
+    result = cancel(process, number)
+    hub.rate = None
+    wait_until(lambda: not hub.busy)
+    assert result.code != 0, result.out
+    return result
+
+
+def kept(builder: Builder, tmp_path: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """What the builder keeps of these files, finished or not, by their path there."""
+    context = tmp_path / "kept"
+    context.mkdir(exist_ok=True)
+    mount = "--mount=type=cache,id=modelscope,target=/kept"
+    run = f"RUN {mount} mkdir /held && cp -r /kept/. /held"
+    (context / "Dockerfile").write_text(f"ARG PYTHON_IMAGE\nFROM ${{PYTHON_IMAGE}}\n{run}\n")
+    builder.build("kept", "--no-cache", context=context)
+    with builder.open("kept") as image:
+        tree = image.tree("held/")
+    return {path: data for path, data in tree.items() if any(name in path for name in names)}
 
 
 # --- secrets ------------------------------------------------------------------------------------
