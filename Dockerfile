@@ -2,9 +2,9 @@
 ARG PYTHON_IMAGE=python:3.12-slim
 # What serves: your own image, whatever its server is.
 ARG SERVE_IMAGE=${PYTHON_IMAGE}
-# Whether there is a draft model decides which stage is the last.
-ARG SPEC_DRAFT_MODEL_ID
-ARG SPEC_DRAFT_OPTIONAL
+# Asked by the last line, on what it stands: whether there is a draft model for certain.
+ARG SPEC_DRAFT_MODEL_ID=""
+ARG SPEC_DRAFT_OPTIONAL=""
 
 # A stage of its own: neither Python packages nor credentials reach the image.
 FROM ${PYTHON_IMAGE} AS download

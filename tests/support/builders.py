@@ -21,10 +21,11 @@ import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from tests.support.client import ROOT, Result
@@ -52,7 +53,7 @@ def start(*command: object, **env: str) -> subprocess.Popen[str]:
 
 
 def cancel(process: subprocess.Popen[str], number: int) -> Result:
-    """Send a signal to a command and all it started, as Ctrl-C in a terminal does; nothing stays."""
+    """Send a signal to a command and all it started, as Ctrl-C does, and wait for their end."""
     started = descendants(process.pid)
     for pid in (process.pid, *started):
         send_signal(pid, number)
@@ -84,7 +85,7 @@ class Builder:
     base: str
     build_command: tuple[object, ...]
     same_times: tuple[str, ...] = ()  # the options that make all layers reproducible
-    env: dict[str, str] = {}
+    env: Mapping[str, str] = MappingProxyType({})
 
     def ref(self, tag: str) -> str:
         return f"{NAMES}/{tag}"
@@ -180,7 +181,7 @@ class Buildah(Builder):
         self.command = ("buildah", *places)
         options = ("--isolation", "chroot", "--layers", "--force-rm")
         self.build_command = (*self.command, "build", *options, *mounts(root))
-        self.env = {"TMPDIR": str(root)}  # the cache mounts of builds are there
+        self.env = {"TMPDIR": f"{root}"}  # the cache mounts of builds are there
 
     def __call__(self, *words: object, check: bool = True) -> Result:
         return run(*self.command, *words, check=check)
