@@ -474,9 +474,11 @@ def kept(builder: Builder, tmp_path: Path, names: Iterable[str]) -> dict[str, by
     context = tmp_path / "kept"
     context.mkdir(exist_ok=True)
     mount = "--mount=type=cache,id=modelscope,target=/kept"
-    run = f"RUN {mount} mkdir /held && cp -r /kept/. /held"
-    (context / "Dockerfile").write_text(f"ARG PYTHON_IMAGE\nFROM ${{PYTHON_IMAGE}}\n{run}\n")
-    builder.build("kept", "--no-cache", context=context)
+    lines = ["ARG PYTHON_IMAGE", "FROM ${PYTHON_IMAGE}", "ARG ONCE"]
+    lines += [f"RUN {mount} mkdir /held && cp -r /kept/. /held"]
+    (context / "Dockerfile").write_text("\n".join(lines) + "\n")
+    # Not by --no-cache, with which BuildKit empties the mount.
+    builder.build("kept", context=context, ONCE=os.urandom(8).hex())
     with builder.open("kept") as image:
         tree = image.tree("held/")
     return {path: data for path, data in tree.items() if any(name in path for name in names)}
