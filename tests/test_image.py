@@ -242,7 +242,6 @@ def test_log_of_the_build_says_where_the_models_are_in_the_image(
         (DRAFT, "", "/app/model/draft"),
         (DRAFT, "1", None),
         ("alice/nowhere", "1", None),
-        ("", "1", None),
         ("", "", None),
     ],
 )
@@ -507,6 +506,8 @@ def test_token_is_nowhere_in_the_image_nor_in_what_the_builder_keeps(
 def test_token_is_nowhere_on_the_builders_disk_after_a_build_that_broke(
     builder: Builder, hub: Hub, store: Store, tmp_path: Path, number: int | None
 ) -> None:
+    if isinstance(builder, Buildah):
+        builder("rm", "--all")  # what a killed build of another test left
     secret, token = token_file(tmp_path, store)
     files = large_model(store, "alice/secret", private=True)
     if number is None:
