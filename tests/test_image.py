@@ -8,16 +8,26 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.hub import Hub, Store
 from tests.hub.models import WORDS, write
-from tests.support.builders import Buildah, Builder, Docker, find_builder, registry, run
-from tests.support.client import ROOT, Result
+from tests.support.builders import (
+    Buildah,
+    Builder,
+    Docker,
+    cancel,
+    find_builder,
+    mirror,
+    registry,
+    run,
+)
+from tests.support.client import ROOT, Result, wait_until
 from tests.support.readme import README
 
 pytestmark = [pytest.mark.image, pytest.mark.timeout(600)]
@@ -27,6 +37,9 @@ DRAFT = "alice/draft"
 OFFLINE = {"MODEL_DIR": "/app/model/main", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
 NOBODY = "65534:65534"
 NO_BUILDER = "needs docker with a running engine or, as root, buildah and debootstrap"
+
+HOW = {"Ctrl-C": signal.SIGINT, "kill": signal.SIGKILL}  # how a build ends before its time
+SIZE = 12_000_000  # bytes of the model whose build is broken off
 
 # A serve image as users have them: packages, a script, a user, an entrypoint, a command.
 SERVE = """
@@ -207,6 +220,61 @@ def test_public_model_is_in_the_image_and_a_python_image_serves(
     assert variables.items() >= OFFLINE.items()
 
 
+WHERE = re.compile(r"In the image: /(\S+) \(with --target weights: /(\S+)\)$", re.MULTILINE)
+
+
+def test_log_of_the_build_says_where_the_models_are_in_the_image(
+    builder: Builder, hub: Hub, model: dict[str, bytes], draft: dict[str, bytes]
+) -> None:
+    result = build(builder, "where", hub, SPEC_DRAFT_MODEL_ID=DRAFT)
+    build(builder, "where-weights", hub, "--target", "weights", SPEC_DRAFT_MODEL_ID=DRAFT)
+    places = WHERE.findall(result.out)
+    assert len(places) == 2
+    assert result.out.rindex("Resolved draft_model_dir: /") < WHERE.search(result.out).start()
+    with builder.open("where") as last, builder.open("where-weights") as weights:
+        for (here, there), files in zip(places, (model, draft), strict=True):
+            assert last.tree(f"{here}/") == weights.tree(f"{there}/") == files
+
+
+@pytest.mark.parametrize(
+    ("name", "optional", "said"),
+    [
+        (DRAFT, "", "/app/model/draft"),
+        (DRAFT, "1", None),
+        ("alice/nowhere", "1", None),
+        ("", "", None),
+    ],
+)
+def test_draft_dir_names_a_folder_that_is_there_or_is_not_set(
+    builder: Builder,
+    hub: Hub,
+    model: dict[str, bytes],
+    draft: dict[str, bytes],
+    name: str,
+    optional: str,
+    said: str | None,
+) -> None:
+    build(builder, "named", hub, SPEC_DRAFT_MODEL_ID=name, SPEC_DRAFT_OPTIONAL=optional)
+    with builder.open("named") as image:
+        variables = dict(line.split("=", 1) for line in image.config["config"]["Env"])
+        assert image.tree("app/model/draft/") == (draft if name == DRAFT else {})
+    assert variables.get("DRAFT_DIR") == said
+    assert variables.items() >= OFFLINE.items()
+
+
+def test_packages_come_from_the_index_that_is_named_which_the_image_does_not_know(
+    builder: Builder, hub: Hub, model: dict[str, bytes]
+) -> None:
+    with mirror("mirror-of-mine") as (address, asked):
+        result = build(builder, "mirrored", hub, PIP_INDEX_URL=address)
+    assert "Successfully installed" in result.out
+    assert "/mirror-of-mine/simple/modelscope/" in asked
+    with builder.open("mirrored") as image:
+        assert image.tree("app/model/main/") == model
+        assert image.search("mirror-of-mine") == set()
+        assert "PIP_INDEX_URL" not in json.dumps(image.config)
+
+
 def test_revision_is_the_one_that_is_named(
     builder: Builder, hub: Hub, store: Store, model: dict[str, bytes]
 ) -> None:
@@ -293,6 +361,128 @@ def test_blank_model_id_is_an_error_and_not_the_default(builder: Builder, hub: H
     assert hub.log == []
 
 
+# --- builds that break ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", HOW.values(), ids=HOW)
+def test_build_after_a_cancelled_one_asks_for_the_rest_only(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path, number: int
+) -> None:
+    files = large_model(store, "alice/cancelled")
+    break_off(builder, hub, "alice/cancelled", number)
+    sent = hub.sent()
+    build(builder, "resumed", hub, "--target", "weights", MODEL_ID="alice/cancelled")
+    assert 0 < hub.sent() - sent < 0.6 * SIZE
+    with builder.open("resumed") as image:
+        assert image.tree("") == {f"main/{name}": data for name, data in files.items()}
+    assert not kept(builder, tmp_path, files)
+
+
+def test_file_that_left_the_revision_meanwhile_is_not_in_the_image(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    large_model(store, "alice/renamed")
+    break_off(builder, hub, "alice/renamed", signal.SIGINT)
+    store.add("alice/renamed", {"only.txt": b"new"})
+    build(builder, "renamed", hub, "--target", "weights", MODEL_ID="alice/renamed")
+    with builder.open("renamed") as image:
+        assert image.tree("") == {"main/only.txt": b"new"}
+
+
+def test_builds_at_once_end_well_and_keep_what_another_one_left(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    broken = large_model(store, "alice/broken")
+    break_off(builder, hub, "alice/broken", signal.SIGINT)
+    before = kept(builder, tmp_path, broken)
+    models = {name: large_model(store, f"alice/{name}") for name in ("first", "second")}
+    builds = {"a": "first", "b": "first", "c": "second"}  # the first two aren't the same to a cache
+    processes = [
+        builder.start(
+            tag,
+            *("--target", "weights"),
+            MODEL_ID=f"alice/{name}",
+            MODELSCOPE_ENDPOINT=hub.url,
+            REFRESH=tag,
+        )
+        for tag, name in builds.items()
+    ]
+    for process in processes:
+        out = process.communicate(timeout=300)[0]
+        assert process.returncode == 0, out
+    for tag, name in builds.items():
+        with builder.open(tag) as image:
+            assert image.tree("") == {f"main/{k}": data for k, data in models[name].items()}
+    assert before
+    assert kept(builder, tmp_path, broken) == before
+    assert not kept(builder, tmp_path, models["first"] | models["second"])
+    build(builder, "broken", hub, "--target", "weights", MODEL_ID="alice/broken")
+
+
+def test_model_is_kept_when_the_draft_fails(
+    builder: Builder, hub: Hub, store: Store, draft: dict[str, bytes]
+) -> None:
+    files = large_model(store, "alice/main")
+    args = {"MODEL_ID": "alice/main", "SPEC_DRAFT_MODEL_ID": "alice/typo"}
+    assert_fails(
+        build(builder, "mended", hub, check=False, **args), 2, "[spec] Draft model download FAILED"
+    )
+    asked = len(hub.log)
+    build(builder, "mended", hub, **args | {"SPEC_DRAFT_MODEL_ID": DRAFT})
+    assert not {request.file for request in hub.log[asked:]} & files.keys()
+    with builder.open("mended") as image:
+        assert image.tree("app/model/main/") == files
+        assert image.tree("app/model/draft/") == draft
+
+
+def test_nothing_is_kept_when_that_is_not_wanted(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path
+) -> None:
+    files = large_model(store, "alice/forgotten")
+    break_off(builder, hub, "alice/forgotten", signal.SIGINT, KEEP_UNFINISHED="")
+    assert not kept(builder, tmp_path, files)
+    args = {"MODEL_ID": "alice/forgotten", "KEEP_UNFINISHED": ""}
+    build(builder, "forgotten", hub, "--target", "weights", **args)
+    with builder.open("forgotten") as image:
+        assert image.tree("") == {f"main/{name}": data for name, data in files.items()}
+
+
+def large_model(store: Store, model_id: str, *, private: bool = False) -> dict[str, bytes]:
+    """A model of SIZE bytes in four files, their names its own."""
+    name = model_id.split("/")[1]
+    files = {f"{name}-{i}.safetensors": os.urandom(SIZE // 4) for i in range(4)}
+    store.add(model_id, files, private=private)
+    return files
+
+
+def break_off(builder: Builder, hub: Hub, model_id: str, number: int, **given: object) -> Result:
+    """Cancel a build when 0.6 of the model has come."""
+    hub.rate, before = SIZE / 8, hub.sent()
+    given = {"MODEL_ID": model_id, "MODELSCOPE_ENDPOINT": hub.url, **given}
+    process = builder.start("broken-off", **given)
+    wait_until(lambda: hub.sent() - before >= 0.6 * SIZE or process.poll() is not None, 120)
+    result = cancel(process, number)
+    hub.rate = None
+    wait_until(lambda: not hub.busy)
+    assert result.code != 0, result.out
+    return result
+
+
+def kept(builder: Builder, tmp_path: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """What the builder keeps of these files, finished or not, by their path there."""
+    context = tmp_path / "kept"
+    context.mkdir(exist_ok=True)
+    mount = "--mount=type=cache,id=modelscope,target=/kept"
+    lines = ["ARG PYTHON_IMAGE", "FROM ${PYTHON_IMAGE}", "ARG ONCE"]
+    lines += [f"RUN {mount} mkdir /held && cp -r /kept/. /held"]
+    (context / "Dockerfile").write_text("\n".join(lines) + "\n")
+    # Not by --no-cache, with which BuildKit empties the mount.
+    builder.build("kept", context=context, ONCE=os.urandom(8).hex())
+    with builder.open("kept") as image:
+        tree = image.tree("held/")
+    return {path: data for path, data in tree.items() if any(name in path for name in names)}
+
+
 # --- secrets ------------------------------------------------------------------------------------
 
 
@@ -310,6 +500,34 @@ def test_token_is_nowhere_in_the_image_nor_in_what_the_builder_keeps(
     if isinstance(builder, Buildah):  # an engine keeps its storage to itself
         kept = run("grep", "-rlF", token, builder.root, check=False)
         assert (kept.code, kept.out) == (1, "")
+
+
+@pytest.mark.parametrize("number", [None, *HOW.values()], ids=["failure", *HOW])
+def test_token_is_nowhere_on_the_builders_disk_after_a_build_that_broke(
+    builder: Builder, hub: Hub, store: Store, tmp_path: Path, number: int | None
+) -> None:
+    if isinstance(builder, Buildah):
+        builder("rm", "--all")  # what a killed build of another test left
+    secret, token = token_file(tmp_path, store)
+    files = large_model(store, "alice/secret", private=True)
+    if number is None:
+        args = {"SPEC_DRAFT_MODEL_ID": "alice/nowhere", "MODEL_ID": "alice/secret"}
+        result = build(builder, "broken-off", hub, secret=secret, check=False, **args)
+    else:
+        result = break_off(builder, hub, "alice/secret", number, secret=secret)
+    assert result.code != 0
+    assert token not in result.out
+    if isinstance(builder, Buildah):  # an engine keeps its storage to itself
+        if number == signal.SIGKILL:  # the one that `--force-rm` can't help
+            builder("rm", "--all")
+        found = run("grep", "-rlF", token, builder.root, check=False)
+        assert (found.code, found.out) == (1, "")
+        assert builder("containers", "--quiet").out == ""
+    held = kept(builder, tmp_path, files)
+    assert held
+    with builder.open("kept") as image:
+        assert image.search(token) == set()
+    build(builder, "secret", hub, MODEL_ID="alice/secret", secret=secret)
 
 
 @pytest.mark.parametrize(
@@ -401,8 +619,9 @@ def test_edit_of_the_serve_stage_or_its_base_moves_no_byte_from_the_hub(
         assert image.tree("app/model/main/") == model
 
 
-def test_moving_master_is_looked_at_again_only_without_the_cache(
-    builder: Builder, hub: Hub, store: Store
+@pytest.mark.parametrize("again", [("--no-cache",), ("--build-arg", "REFRESH=today")])
+def test_moving_master_is_looked_at_again_when_asked(
+    builder: Builder, hub: Hub, store: Store, again: tuple[str, ...]
 ) -> None:
     weights = ("--target", "weights")
     store.add(MODEL, {"config.json": b"old"})
@@ -411,9 +630,22 @@ def test_moving_master_is_looked_at_again_only_without_the_cache(
     store.add(MODEL, {"config.json": b"new"})
     build(builder, "moving", hub, *weights)
     assert (builder.image_id("moving"), len(hub.log)) == (before, requests)
-    build(builder, "moving", hub, *weights, "--no-cache")
+    result = build(builder, "moving", hub, *weights, *again)
+    assert ("Successfully installed" in result.out) == ("--no-cache" in again)
     with builder.open("moving") as image:
         assert image.tree("") == {"main/config.json": b"new"}
+
+
+def test_draft_that_failed_is_tried_again_when_asked(
+    builder: Builder, hub: Hub, store: Store, model: dict[str, bytes]
+) -> None:
+    args = {"SPEC_DRAFT_MODEL_ID": "alice/late", "SPEC_DRAFT_OPTIONAL": "1"}
+    for day, held in (("1", {}), ("1", {}), ("2", {"config.json": b"late"})):
+        build(builder, "late", hub, REFRESH=day, **args)
+        with builder.open("late") as image:
+            assert image.tree("app/model/draft/") == held
+            assert image.tree("app/model/main/") == model
+        store.add("alice/late", {"config.json": b"late"})
 
 
 def test_build_context_is_the_files_that_the_build_copies(
@@ -435,13 +667,13 @@ def test_rebuild_from_nothing_gives_the_weights_the_same_digest(
     builder: Builder, hub: Hub, model: dict[str, bytes], draft: dict[str, bytes]
 ) -> None:
     digests = []
-    for again in ((), ("--no-cache",)):
+    for again in ((), ("--no-cache",), ("--build-arg", "KEEP_UNFINISHED=")):
         sent = hub.sent()
         build(builder, "same", hub, "--target", "weights", *again, SPEC_DRAFT_MODEL_ID=DRAFT)
         assert hub.sent() > sent
         with builder.open("same") as image:
             digests += image.digests
-    assert len(digests) == 2
+    assert len(digests) == 3
     assert len(set(digests)) == 1
 
 

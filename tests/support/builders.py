@@ -14,15 +14,18 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from tests.support.client import ROOT, Result
@@ -33,15 +36,46 @@ HOST_BUNDLE = "/etc/host-certificates.pem"  # where a build finds the host's own
 LOOPBACK = "127.0.0.1"
 
 
-def run(*command: object, check: bool = True, **options: object) -> Result:
+def run(*command: object, check: bool = True, **env: str) -> Result:
     """Run a command; its two streams come as one, in order, as a build log shows them."""
+    with start(*command, **env) as process:
+        out = process.communicate()[0]
+    if check:
+        assert process.returncode == 0, f"{process.args}\n{out}"
+    return Result(process.returncode, out, "")
+
+
+def start(*command: object, **env: str) -> subprocess.Popen[str]:
     words = [str(word) for word in command]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-    env = {**os.environ, "NO_PROXY": LOOPBACK, "no_proxy": LOOPBACK, "DOCKER_BUILDKIT": "1"}
-    done = subprocess.run(words, env=env, text=True, encoding="utf-8", **streams, **options)
-    if check:
-        assert done.returncode == 0, f"{words}\n{done.stdout}"
-    return Result(done.returncode, done.stdout, "")
+    env = {**os.environ, "NO_PROXY": LOOPBACK, "no_proxy": LOOPBACK, "DOCKER_BUILDKIT": "1", **env}
+    return subprocess.Popen(words, env=env, text=True, encoding="utf-8", **streams)
+
+
+def cancel(process: subprocess.Popen[str], number: int) -> Result:
+    """Send a signal to a command and all it started, as Ctrl-C does, and wait for their end."""
+    started = descendants(process.pid)
+    for pid in (process.pid, *started):
+        send_signal(pid, number)
+    out = process.communicate(timeout=30)[0]
+    for pid in started:
+        send_signal(pid, signal.SIGKILL)
+    return Result(process.returncode, out, "")
+
+
+def send_signal(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
+
+
+def descendants(pid: int) -> list[int]:
+    """The processes that `pid` started, and those that they started."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # it may just have ended
+            children = [int(word) for word in task.read_text().split()]
+            found += children + [pid for child in children for pid in descendants(child)]
+    return found
 
 
 class Builder:
@@ -51,26 +85,34 @@ class Builder:
     base: str
     build_command: tuple[object, ...]
     same_times: tuple[str, ...] = ()  # the options that make all layers reproducible
+    env: Mapping[str, str] = MappingProxyType({})
 
     def ref(self, tag: str) -> str:
         return f"{NAMES}/{tag}"
 
-    def build(
+    def build(self, tag: str, *options: object, check: bool = True, **given: object) -> Result:
+        """Build `tag`; what else may be given, `build_words` says."""
+        return run(*self.build_words(tag, *options, **given), check=check, **self.env)
+
+    def start(self, tag: str, *options: object, **given: object) -> subprocess.Popen[str]:
+        """Start to build `tag`."""
+        return start(*self.build_words(tag, *options, **given), **self.env)
+
+    def build_words(
         self,
         tag: str,
         *options: object,
         context: Path = ROOT,
         secret: Path | None = None,
-        check: bool = True,
         **args: str,
-    ) -> Result:
-        """Build `tag` in `context`; `args` are build arguments, `secret` is the token's file."""
+    ) -> list[object]:
+        """The command to build `tag` in `context`; `args` are build arguments, `secret` a file."""
         given = {"PYTHON_IMAGE": self.base, **args}
         words = [word for k, v in given.items() for word in ("--build-arg", f"{k}={v}")]
         if secret:
             words += ["--secret", f"id=modelscope_token,src={secret}"]
         words += ["-t", self.ref(tag)]
-        return run(*self.build_command, *options, *words, context, check=check)
+        return [*self.build_command, *options, *words, context]
 
     def image_id(self, tag: str) -> str:
         raise NotImplementedError
@@ -137,8 +179,9 @@ class Buildah(Builder):
         self.base = self.ref("python")
         places = ("--root", root / "storage", "--runroot", root / "run")
         self.command = ("buildah", *places)
-        self.build_command = (*self.command, "build", "--isolation", "chroot", "--layers")
-        self.build_command += tuple(mounts(root))
+        options = ("--isolation", "chroot", "--layers", "--force-rm")
+        self.build_command = (*self.command, "build", *options, *mounts(root))
+        self.env = {"TMPDIR": f"{root}"}  # the cache mounts of builds are there
 
     def __call__(self, *words: object, check: bool = True) -> Result:
         return run(*self.command, *words, check=check)
@@ -204,6 +247,35 @@ def mounts(folder: Path) -> list[str]:
     lines = ["[global]", *(f"{key} = {value}" for key, value in settings.items())]
     (folder / "pip.conf").write_text("\n".join(lines) + "\n")
     return [*options, "-v", f"{folder / 'pip.conf'}:/etc/pip.conf:ro"]
+
+
+def package_index() -> str:
+    """The address where pip finds packages here."""
+    listed = run(sys.executable, "-m", "pip", "config", "list").out
+    found = re.search(r"^[\w:.]+\.index-url='(.+)'$", listed, re.MULTILINE)
+    return found[1] if found else "https://pypi.org/simple"
+
+
+@contextlib.contextmanager
+def mirror(name: str) -> Iterator[tuple[str, list[str]]]:
+    """A package index on loopback, `name` in its address, and the paths that it was asked for."""
+    asked: list[str] = []
+    elsewhere = package_index()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(302)
+            self.send_header("Location", elsewhere + self.path.removeprefix(f"/{name}/simple"))
+            self.end_headers()
+
+        def log_message(self, *args: object) -> None:
+            """What was asked for is in `asked`."""
+
+    with ThreadingHTTPServer((LOOPBACK, 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://{LOOPBACK}:{server.server_port}/{name}/simple", asked
+        server.shutdown()
 
 
 def find_builder() -> str:
