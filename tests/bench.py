@@ -83,10 +83,10 @@ class Scenario:
 SCENARIOS = [
     Scenario("3 x 600 MB, 50 MB/s a connection", 3, 600 * MB, rate=50 * MB),
     Scenario("1 x 2 GB, 50 MB/s a connection", 1, 2000 * MB, rate=50 * MB),
-    Scenario("24 x 130 MB, 50 MB/s a connection", 24, 130 * MB, rate=50 * MB),
+    Scenario("24 x 140 MB, 50 MB/s a connection", 24, 140 * MB, rate=50 * MB),
     Scenario("200 small files, 50 ms", 200, 10_000, latency=0.05, suffix="json"),
     Scenario("3 x 600 MB, nothing capped", 3, 600 * MB),
-    Scenario("24 x 130 MB, nothing capped", 24, 130 * MB),
+    Scenario("24 x 140 MB, nothing capped", 24, 140 * MB),
     Scenario("3 x 600 MB, second run", 3, 600 * MB, start="complete"),
     Scenario("3 x 600 MB, 50 MB/s, resumed half way", 3, 600 * MB, rate=50 * MB, start="half"),
     Scenario("upload 4 x 100 MB", 4, 100 * MB, upload=True),

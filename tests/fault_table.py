@@ -45,6 +45,9 @@ A cell says what the exit code was worth, then the code and the seconds:
   either version may be on the hub, as long as it is one that the folder held;
 - hang, damage outside the folder, secret shown, traceback, failed without a cause.
 
+One false success is ours too: a storage that loses a blob after the hub has listed it. The list is
+what an upload is compared with; such a loss can show at a download only.
+
 A fault in which the hub is hostile on purpose is run with our script alone.
 """
 
