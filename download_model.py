@@ -33,11 +33,10 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
-SIGNALS = {s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN}
+SIGNALS = {n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN}
 
 if __name__ == "__main__":  # about this process, before the SDK's import takes its time
-    if os.name == "posix":
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait for `watch_signals`
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait for `end_on_signal`
     while os.open(os.devnull, os.O_RDWR) < 3:  # a closed stream's number must not go to a file
         pass
     sys.modules.setdefault("torch", None)  # the SDK would import it: 2 s and 200 MB for nothing
@@ -206,19 +205,25 @@ def guard(api: Any, model_id: str, door: Callable[..., Path], call: dict[str, An
     check_places(folder, files, before)
     check_space(files, before, call["cache_dir"])
     call["file_list"], call["max_workers"] = plan(files, before)
-    progress = Progress(files, before)
-    with progress.bar:
-        fetch(door, call | {"progress_callbacks": [progress.begin_file]})
+    total = sum(file.size for file in files.values())
+    stats = {name: before[name] for name in files.keys() & before.keys()}
+    same = sum(files[name].size for name, s in stats.items() if s.st_size == files[name].size)
+    begun: set[str] = set()
+    with open_bar(total, same) as bar:
+        fetch(door, call | {"progress_callbacks": [functools.partial(begin_file, bar, begun)]})
     check_snapshot(folder, files)
-    progress.summarize()
+    repaired = len(begun & before.keys())
+    how = f"{len(begun) - repaired} downloaded, {repaired} repaired"
+    there = len(files) - len(begun)
+    print(f"{len(files)} files, {total} bytes: {how}, {there} there already", file=sys.stderr)
     return Path(folder)
 
 
 def escapes_folder(name: str) -> bool:
     """Tell whether a file name, joined to a folder, may point out of it on any system."""
-    posix, windows = PurePosixPath(name), PureWindowsPath(name)
-    absolute = posix.is_absolute() or windows.is_absolute() or bool(PurePath(name).anchor)
-    return absolute or ".." in posix.parts or "\\" in name or not posix.parts
+    parts = PurePosixPath(name).parts
+    absolute = PurePath(name).anchor or PureWindowsPath(name).is_absolute()
+    return bool(absolute) or ".." in parts or "\\" in name or not parts
 
 
 def list_files(api: Any, model_id: str, revision: str) -> list[Any]:
@@ -254,13 +259,15 @@ def read_list(api: Any, model_id: str, revision: str) -> list[Any]:
 
 
 def check_revision(api: Any, model_id: str, revision: str, cause: Exception) -> None:
-    """Raise LookupError with the revisions that are there, when `revision` isn't one of them."""
+    """Raise LookupError when the hub has no such model, or other revisions but not this one."""
     from modelscope_hub import NotExistError
 
     try:
         known = [entry["Revision"] for entry in api.list_repo_revisions(model_id, "model")]
-    except NotExistError:  # nor does the hub know the model
-        raise cause from None
+    except NotExistError:
+        words = getattr(cause, "message", cause)
+        reason = f"{model_id} does not exist, or is private and needs a token: {words}"
+        raise LookupError(reason) from cause
     except Exception:  # a probe that fails is no answer
         return
     if known and revision not in known:
@@ -311,7 +318,7 @@ def scan(folder: str) -> Stats:
     found = {}
     for root, folders, names in os.walk(folder):
         for path in (Path(root, name) for name in folders + names):
-            with contextlib.suppress(FileNotFoundError):  # another run may finish a file meanwhile
+            with contextlib.suppress(OSError):  # another run may finish a file meanwhile
                 found[path.relative_to(folder).as_posix()] = path.lstat()
     return found
 
@@ -388,6 +395,17 @@ def fetch(door: Callable[..., Path], call: dict[str, Any]) -> None:
         door(**call | {"file_list": [file for file in files if file["Path"] in failed]})
 
 
+def begin_file(bar: Any, begun: set[str], name: str, size: int) -> SimpleNamespace:
+    """Return what the SDK tells of the bytes of a file that it begins: they go into one bar."""
+    begun.add(name)
+
+    def update(size: int) -> None:
+        with bar.get_lock():  # files come in threads
+            bar.update(size)
+
+    return SimpleNamespace(update=update, end=lambda: None)
+
+
 def pause(reason: str) -> None:
     """Say why, and wait as long as the SDK may between two tries."""
     from modelscope_hub.constants import REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS as SECONDS
@@ -417,31 +435,6 @@ def report(failed: str, error: Exception) -> None:
 
 
 # --- progress, streams, signals, the parser's error -----------------------------------------------
-
-
-class Progress:
-    """What is done of all files: a bar while it goes on, a line at the end."""
-
-    def __init__(self, files: Files, before: Stats) -> None:
-        there = {name: before[name].st_size for name in files.keys() & before.keys()}
-        self.counted = Counter({n: size for n, size in there.items() if size == files[n].size})
-        self.bar = open_bar(sum(file.size for file in files.values()), self.counted.total())
-        self.files, self.before, self.begun = files.keys(), before.keys(), set()
-
-    def begin_file(self, name: str, size: int) -> SimpleNamespace:
-        """Count a file from its start; the SDK calls this for a callback of its own kind."""
-        self.begun.add(name)
-        self.count(name, -self.counted[name])
-        return SimpleNamespace(update=functools.partial(self.count, name), end=lambda: None)
-
-    def count(self, name: str, size: int) -> None:
-        self.counted[name] += size
-        self.bar.update(size)
-
-    def summarize(self) -> None:
-        total, begun, repaired = len(self.files), len(self.begun), len(self.begun & self.before)
-        how = f"{begun - repaired} downloaded, {repaired} repaired, {total - begun} there already"
-        print(f"{total} files, {self.bar.total} bytes: {how}", file=sys.stderr)
 
 
 # From here on the same as in `upload_model.py`: each script is copied alone.
@@ -538,20 +531,12 @@ def set_up_streams() -> None:
                 handler.setStream(sys.stderr)
 
 
-def watch_signals() -> None:
-    """End at once on Ctrl-C or SIGTERM: in a thread, as C code may keep the main one busy."""
-    for number in SIGNALS:
-        signal.signal(number, interrupt)
-    if os.name == "posix":
-        wait = functools.partial(signal.sigwait, SIGNALS)
-        threading.Thread(target=lambda: interrupt(wait()), daemon=True).start()
-
-
-def interrupt(number: int, frame: object = None) -> NoReturn:
-    """End without waiting for the SDK's threads."""
-    line = f"{INTERRUPTED}\n" if not os.isatty(2) else f"\n{INTERRUPTED}\n"  # after a bar
+def end_on_signal() -> None:
+    """End at once on Ctrl-C or SIGTERM, in a thread, as C code may keep the main one busy."""
+    number = signal.sigwait(SIGNALS)
+    after_a_bar = "\n" if os.isatty(2) else ""
     with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
-        os.write(2, line.encode())
+        os.write(2, f"{after_a_bar}{INTERRUPTED}\n".encode())
     os._exit(128 + number)
 
 
@@ -566,7 +551,7 @@ class Parser(argparse.ArgumentParser):
 def run() -> int:
     """Return the exit code of `main`, or 1 when standard output cannot be written."""
     set_up_streams()
-    watch_signals()
+    threading.Thread(target=end_on_signal, daemon=True).start()
     try:
         try:
             code = main()

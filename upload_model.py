@@ -29,16 +29,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
 
-SIGNALS = {s for s in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(s) != signal.SIG_IGN}
+SIGNALS = {n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN}
 
 if __name__ == "__main__":  # about this process, before the SDK's import takes its time
-    if os.name == "posix":
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait for `watch_signals`
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # they wait for `end_on_signal`
     while os.open(os.devnull, os.O_RDWR) < 3:  # a closed stream's number must not go to a file
         pass
     sys.modules.setdefault("torch", None)  # the SDK would import it: 2 s and 200 MB for nothing
@@ -195,11 +194,17 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
     that cannot go up whole, LookupError for a missing repo, RuntimeError when the hub does not
     hold the folder afterwards, and what the SDK raises.
     """
+    from modelscope_hub.utils import compute_hash
+
     sizes, ignored = list_files(folder)
     check_repo(api, repo_id)
     CHECKED.add((repo_id, folder))
-    pool = ThreadPoolExecutor(2, initializer=lower_priority)
-    compare = functools.partial(find_missing, api, repo_id, sizes, hash_files(pool, folder, sizes))
+    # The SDK hashes the files too, before it sends them: leave the processor to it, where a
+    # priority is a thread's own.
+    nice = functools.partial(os.nice, 19) if sys.platform == "linux" else None
+    pool = ThreadPoolExecutor(2, initializer=nice)
+    digests = {name: pool.submit(compute_hash, folder / name, "sha256") for name in sizes}
+    compare = functools.partial(find_missing, api, repo_id, sizes, digests)
     record = find_record(repo_id, folder)
     remembered = record is not None and record.exists()
     try:
@@ -276,19 +281,6 @@ def check_repo(api: Any, repo_id: str) -> None:
     except Exception as error:  # a probe that fails is no answer
         print(f"WARNING: 无法确认仓库是否存在，继续上传：{error!r}", file=sys.stderr)
     api.create_repo = lambda *args, **settings: None
-
-
-def hash_files(pool: ThreadPoolExecutor, folder: Path, names: Iterable[str]) -> dict[str, Future]:
-    """Return the SHA-256 to be of each file, computed while the SDK sends them."""
-    from modelscope_hub.utils import compute_hash
-
-    return {name: pool.submit(compute_hash, folder / name, "sha256") for name in names}
-
-
-def lower_priority() -> None:
-    """Leave the processor to the SDK, which hashes the files too, before it sends them."""
-    if sys.platform == "linux":  # elsewhere this would be about the whole process
-        os.nice(19)
 
 
 def find_record(repo_id: str, folder: Path) -> Path | None:
@@ -451,20 +443,12 @@ def set_up_streams() -> None:
                 handler.setStream(sys.stderr)
 
 
-def watch_signals() -> None:
-    """End at once on Ctrl-C or SIGTERM: in a thread, as C code may keep the main one busy."""
-    for number in SIGNALS:
-        signal.signal(number, interrupt)
-    if os.name == "posix":
-        wait = functools.partial(signal.sigwait, SIGNALS)
-        threading.Thread(target=lambda: interrupt(wait()), daemon=True).start()
-
-
-def interrupt(number: int, frame: object = None) -> NoReturn:
-    """End without waiting for the SDK's threads."""
-    line = f"{INTERRUPTED}\n" if not os.isatty(2) else f"\n{INTERRUPTED}\n"  # after a bar
+def end_on_signal() -> None:
+    """End at once on Ctrl-C or SIGTERM, in a thread, as C code may keep the main one busy."""
+    number = signal.sigwait(SIGNALS)
+    after_a_bar = "\n" if os.isatty(2) else ""
     with contextlib.suppress(OSError):  # a `| tee log` ends by the same Ctrl-C, maybe before this
-        os.write(2, line.encode())
+        os.write(2, f"{after_a_bar}{INTERRUPTED}\n".encode())
     os._exit(128 + number)
 
 
@@ -479,7 +463,7 @@ class Parser(argparse.ArgumentParser):
 def run() -> int:
     """Return the exit code of `main`, or 1 when standard output cannot be written."""
     set_up_streams()
-    watch_signals()
+    threading.Thread(target=end_on_signal, daemon=True).start()
     try:
         try:
             code = main()

@@ -20,7 +20,7 @@ MODEL, DRAFT, REPO = "alice/model", "alice/draft", "alice/repo"
 DEFAULT_MODEL = "YukinoStuki/Qwen3-4B-Plus-Merged"
 DEFAULT_REPO = "YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
 DEFAULT_FOLDER = "model/YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
-TOKEN = "ms-0123456789-stub"
+TOKEN = "ms-0123456789-Stub"
 CAUSE = repr(RuntimeError("the hub said no"))
 FILES = {"config.json": b"{}", "tokenizer_config.json": b"{}", "model.safetensors": b"weights"}
 
@@ -85,7 +85,6 @@ def failed(result: Result, code: int = 1) -> None:
 # --- download_model.py, 1: what it does, its output, its exit codes -------------------------------
 
 
-@with_each_sdk
 def test_main_model_alone_is_downloaded_with_the_documented_call(stub: StubClient) -> None:
     succeeded(download(stub))
     assert stub.calls == [fetch(stub.work)]
@@ -97,7 +96,6 @@ def test_main_model_is_reported_with_its_folder(stub: StubClient) -> None:
     assert result.lines == [SUCCESS, f"Resolved model_dir: {stub.work / MODEL}"]
 
 
-@with_each_sdk
 def test_draft_is_downloaded_after_the_main_model(stub: StubClient) -> None:
     succeeded(download(stub, "--draft_model_name", DRAFT))
     assert stub.calls == [fetch(stub.work), fetch(stub.work, DRAFT)]
@@ -130,7 +128,6 @@ def test_failed_draft_exits_2_with_its_cause(stub: StubClient) -> None:
     assert result.lines[2:] == [DRAFT_START, DRAFT_FAILED]
 
 
-@with_each_sdk
 def test_failed_draft_that_is_optional_exits_0_with_its_cause(stub: StubClient) -> None:
     options = ("--draft_model_name", DRAFT, "--draft_optional")
     result = download(stub, *options, STUB_FAILS=DRAFT)
@@ -143,7 +140,6 @@ def test_failed_draft_leaves_the_report_of_the_main_model(stub: StubClient) -> N
     assert result.lines[:2] == [SUCCESS, f"Resolved model_dir: {stub.work / MODEL}"]
 
 
-@with_each_sdk
 def test_failed_main_model_leaves_the_draft_untried(stub: StubClient) -> None:
     options = ("--draft_model_name", DRAFT, "--draft_optional")
     result = download(stub, *options, STUB_FAILS=MODEL)
@@ -192,7 +188,6 @@ def test_absolute_cache_dir_is_handed_on(stub: StubClient, tmp_path: Path) -> No
     assert stub.calls == [fetch(tmp_path / "app/model")]
 
 
-@with_each_sdk
 def test_cache_dir_expands_the_home(stub: StubClient) -> None:
     succeeded(download(stub, "--cache_dir", "~/models"))
     assert stub.calls == [fetch(stub.home / "models")]
@@ -335,7 +330,6 @@ def test_parse_args_takes_its_defaults_from_the_environment(stub: StubClient) ->
     }
 
 
-@with_each_sdk
 def test_download_login_is_reported_first(stub: StubClient) -> None:
     result = download(stub, "--token", TOKEN)
     succeeded(result)
@@ -403,7 +397,6 @@ def test_q7_login_is_reported_only_with_a_token(stub: StubClient, token: str) ->
 # --- upload_model.py, 1: what it does, its output, its exit codes ---------------------------------
 
 
-@with_each_sdk
 def test_folder_is_uploaded_with_the_documented_call(stub: StubClient, folder: Path) -> None:
     succeeded(upload(stub))
     assert stub.calls == [send(folder)]
@@ -462,7 +455,6 @@ def test_model_dir_wins_over_its_variable(stub: StubClient) -> None:
     assert stub.calls == [send(stub.work / "other")]
 
 
-@with_each_sdk
 def test_missing_model_dir_exits_1_before_the_login(stub: StubClient) -> None:
     result = upload(stub, "--token", TOKEN)
     failed(result)
@@ -585,7 +577,6 @@ def test_upload_parse_args_takes_its_defaults_from_the_environment(stub: StubCli
     assert (args["repo_id"], args["model_dir"]) == (REPO, "some/folder")
 
 
-@with_each_sdk
 def test_failed_upload_login_leaves_the_upload_untried(stub: StubClient, folder: Path) -> None:
     result = upload(stub, "--token", TOKEN, STUB_FAILS="login")
     failed(result)
@@ -615,7 +606,6 @@ def hints(result: Result) -> list[str]:
     return [line for line in result.err.splitlines() if all(name in line for name in names)]
 
 
-@with_each_sdk
 @pytest.mark.usefixtures("folder")
 def test_upload_that_failed_without_a_token_says_how_to_give_one(stub: StubClient) -> None:
     assert hints(upload(stub)) == []

@@ -1,8 +1,10 @@
-"""The CI jobs of the README: valid YAML is half of it, so their shell is run here, step by step."""
+"""The example CI jobs: valid YAML is half of it, so their shell is run here, step by step."""
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,75 +12,111 @@ import pytest
 import yaml
 
 from tests.hub import Hub, Store
-from tests.support.client import ROOT, Client, Result, tree
+from tests.support.client import ROOT, Client, Result, lay, tree
+from tests.support.docker import install_docker
 from tests.support.download import snapshot
-from tests.support.readme import blocks
 
-GITHUB, GITLAB = blocks("In a CI job", "yaml")
+EXAMPLES = {system: ROOT / f".ci/examples/{system}.yml" for system in ("github", "gitlab")}
 SCHEMAS = {"github": "vendor.github-workflows", "gitlab": "vendor.gitlab-ci"}
-JOBS = [pytest.param("github", id="github"), pytest.param("gitlab", id="gitlab")]
+IMAGES = {"github": "ghcr.io/you/your-model", "gitlab": "registry.example/you/your-model"}
+SECRET = "${{ secrets.MODELSCOPE_API_TOKEN }}"
 
 MODEL, DRAFT = "Qwen/Qwen3-4B", "Qwen/Qwen3-0.6B"
 FILES = {"config.json": b"{}", "tokenizer_config.json": b"{}", "model.safetensors": b"weights"}
-WARNING = "The draft model failed; going on without it."
-
-# Stands in for docker: prints what it was told, and what a build would read of it.
-DOCKER = """#!/bin/sh
-echo "docker $*"
-for word; do
-    case $word in id=modelscope_token,src=*) echo "secret: $(cat "${word#*src=}")" ;; esac
-done
-echo "draft: $SPEC_DRAFT_MODEL_ID"
-"""
+IMAGE_WARNING = "The draft model failed; the image is without it."
+UPLOAD_WARNING = "The draft model failed; going on without it."
 
 
-class Job:
-    """A job of the README on a machine of its own, its steps run as the CI system runs them."""
+class Pipeline:
+    """A CI system on a machine of its own, which runs the jobs of its example as it would."""
 
     def __init__(self, system: str, client: Client, token: str) -> None:
         self.system = system
         self.client = client
-        self.env = {"MODELSCOPE_API_TOKEN": token, **self.load()[self.key("env", "variables")]}
-        self.variables_file = client.work / self.key("github_env", "draft.env")
-        self.variables_file.touch()
+        self.token = token
+        self.example: dict[str, Any] = yaml.safe_load(EXAMPLES[system].read_text())
+        self.image = install_docker(client)
+        self.temporary = client.home / "tmp"
+        self.temporary.mkdir()
+        self.variables = client.home / "variables"
         for script in ("download_model.py", "upload_model.py"):
             shutil.copy(ROOT / script, client.work)
+        pip = client.home / "bin/pip"  # all is installed
+        pip.write_text("#!/bin/sh\n")
+        pip.chmod(0o755)
 
-    def key(self, github: str, gitlab: str) -> str:
-        return github if self.system == "github" else gitlab
+    def job(self, name: str) -> dict[str, Any]:
+        """The job `image` or `upload`."""
+        if self.system == "github":
+            return self.example["jobs"][name]
+        return self.example[{"image": "build-image", "upload": "upload-model"}[name]]
 
-    def load(self) -> Any:
-        return yaml.safe_load(self.key(GITHUB, GITLAB))
-
-    def steps(self) -> dict[str, str]:
-        """The shell of each step, by its name."""
+    def steps(self, name: str) -> Iterator[tuple[str, dict[str, str]]]:
+        """The shell of a job, a process each, with the variables that it is given."""
+        job = self.job(name)
         if self.system == "gitlab":
-            install, download, upload = self.load()["model"]["script"]
-            build = "\n".join(self.load()["build-image"]["script"])
-            return {"install": install, "download": download, "upload": upload, "build": build}
-        steps = [step for step in self.load()["jobs"]["model"]["steps"] if "run" in step]
-        names = ("install", "download", "upload", "build")
-        return {name: step["run"] for name, step in zip(names, steps, strict=True)}
+            yield "\n".join(job["script"]), self.gitlab_variables()
+            return
+        given = self.example["env"] | job.get("env", {}) | {"GITHUB_RUN_NUMBER": "7"}
+        for step in job["steps"]:
+            if "run" in step:
+                kept = dict(line.split("=", 1) for line in self.kept_variables())
+                yield step["run"], self.resolve(given | step.get("env", {}) | kept)
 
-    def run(self, *names: str, **env: str) -> Result:
-        """Run steps in one shell; on GitHub it has -e, on GitLab also -o pipefail."""
-        shell = ["bash", "-e", *self.key("", "-o pipefail").split(), "-c"]
-        paths = {"RUNNER_TEMP": str(self.client.home), "GITHUB_ENV": str(self.variables_file)}
-        script = "\n".join(self.steps()[name] for name in names)
-        return self.client.run(*shell, script, **{**paths, **self.env, **env})
+    def gitlab_variables(self) -> dict[str, str]:
+        registry = {"CI_REGISTRY": "registry.example", "CI_REGISTRY_IMAGE": IMAGES["gitlab"]}
+        login = {"CI_REGISTRY_USER": "you", "CI_REGISTRY_PASSWORD": "the-password"}
+        given = {"MODELSCOPE_API_TOKEN": self.token, "CI_PIPELINE_IID": "7"}
+        return self.example["variables"] | registry | login | given
 
-    def variables(self) -> dict[str, str]:
-        """What the steps so far have set for those that follow."""
-        return dict(line.split("=", 1) for line in self.variables_file.read_text().splitlines())
+    def resolve(self, variables: dict[str, str]) -> dict[str, str]:
+        known = {
+            SECRET: self.token,
+            "${{ github.actor }}": "you",
+            "${{ github.token }}": "the-password",
+        }
+        return {name: known.get(value, value) for name, value in variables.items()}
+
+    def kept_variables(self) -> list[str]:
+        return self.variables.read_text().splitlines() if self.variables.exists() else []
+
+    def run(self, name: str, *, then: str = "") -> Result:
+        """Run a job, with a step `then` at its end, until a step fails."""
+        out = err = ""
+        for script, env in self.steps(name):
+            result = self.shell(f"{script}\n{then}", env)
+            out, err = out + result.out, err + result.err
+            if result.code:
+                break
+        return Result(result.code, out, err)
+
+    def shell(self, script: str, env: dict[str, str]) -> Result:
+        """GitHub's shell has -e, GitLab's also -o pipefail."""
+        options = ["-e", *(["-o", "pipefail"] if self.system == "gitlab" else [])]
+        paths = {"TMPDIR": str(self.temporary), "GITHUB_ENV": str(self.variables)}
+        return self.client.run("bash", *options, "-c", script, **paths, **env)
+
+    def assert_no_token_is_left(self, result: Result) -> None:
+        assert tree(self.temporary) == {}
+        assert self.token not in result.out + result.err
+        kept = tree(self.client.work).items()
+        assert not [name for name, content in kept if self.token.encode() in content]
+
+
+@pytest.fixture(params=["github", "gitlab"])
+def pipeline(request: pytest.FixtureRequest, client: Client, store: Store) -> Pipeline:
+    store.add("you/your-model")
+    return Pipeline(request.param, client, store.add_user("you"))
 
 
 @pytest.fixture
-def job(request: pytest.FixtureRequest, client: Client, store: Store) -> Job:
-    store.add("you/your-model")
-    return Job(request.param, client, store.add_user("you"))
+def model(store: Store) -> None:
+    store.add(MODEL, FILES, private=False)
 
 
-each_job = pytest.mark.parametrize("job", JOBS, indirect=True)
+@pytest.fixture
+def draft(store: Store) -> None:
+    store.add(DRAFT, FILES)
 
 
 def validate(client: Client, system: str, path: Path) -> int:
@@ -88,13 +126,13 @@ def validate(client: Client, system: str, path: Path) -> int:
 # --- valid --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("system", JOBS)
-def test_job_of_the_readme_is_valid(client: Client, system: str) -> None:
-    path = client.work / "job.yml"
-    path.write_text({"github": GITHUB, "gitlab": GITLAB}[system])
-    assert validate(client, system, path) == 0
-    path.write_text(path.read_text().replace("script:", "scripts:").replace("runs-on:", "runs:"))
-    assert validate(client, system, path) != 0
+@pytest.mark.parametrize("system", EXAMPLES)
+def test_example_is_valid(client: Client, system: str) -> None:
+    assert validate(client, system, EXAMPLES[system]) == 0
+    broken = client.work / "broken.yml"
+    text = EXAMPLES[system].read_text()
+    broken.write_text(text.replace("script:", "scripts:").replace("runs-on:", "runs:"))
+    assert validate(client, system, broken) != 0
 
 
 def test_workflow_of_this_project_is_valid_and_runs_the_gate(client: Client) -> None:
@@ -105,123 +143,146 @@ def test_workflow_of_this_project_is_valid_and_runs_the_gate(client: Client) -> 
     assert workflow["jobs"]["gate"]["steps"][-1] == {"run": ".ci/run"}
 
 
-@each_job
-def test_job_installs_what_the_project_pins_and_caches_the_folder_it_downloads_to(job: Job) -> None:
-    assert job.steps()["install"] == "pip install -r requirements.txt"
-    assert "--cache_dir model " in job.steps()["download"]
-    if job.system == "gitlab":
-        cache = job.load()["model"]["cache"]
-        assert (cache["paths"], cache["key"]) == (["model"], "model")  # a key holds no slash
-    else:
-        steps = job.load()["jobs"]["model"]["steps"]
-        [cache] = [s["with"] for s in steps if s.get("uses", "").startswith("actions/cache@")]
-        assert cache["path"] == "model"
+@pytest.mark.parametrize("name", ["image", "upload"])
+def test_job_has_a_time_limit(pipeline: Pipeline, name: str) -> None:
+    job = pipeline.job(name)
+    assert job.get("timeout-minutes") == 120 or job.get("timeout") == "2 hours"
 
 
-def test_github_gives_the_token_to_the_steps_that_need_it_alone() -> None:
-    steps = yaml.safe_load(GITHUB)["jobs"]["model"]["steps"]
-    secret = {"MODELSCOPE_API_TOKEN": "${{ secrets.MODELSCOPE_API_TOKEN }}"}
-    given = {step["name"]: step["env"] for step in steps if "env" in step}
-    assert given == dict.fromkeys(["Download", "Upload", "Build the image"], secret)
-    assert GITHUB.count("secrets.") == len(given)
+def test_image_is_built_on_schedule_too_and_a_tag_uploads() -> None:
+    github = yaml.safe_load(EXAMPLES["github"].read_text())
+    assert github[True] == {
+        "push": {"branches": ["main"], "tags": ["v*"]},
+        "schedule": [{"cron": "17 3 * * *"}],
+    }
+    conditions = {name: job["if"] for name, job in github["jobs"].items()}
+    assert conditions["image"] == "github.ref_type == 'branch'"  # a schedule's is the default one
+    assert conditions["upload"] == "github.ref_type == 'tag'"
+    gitlab = yaml.safe_load(EXAMPLES["gitlab"].read_text())
+    assert gitlab["build-image"]["rules"] == [
+        {"if": '$CI_PIPELINE_SOURCE == "schedule"'},
+        {"if": "$CI_COMMIT_BRANCH == $CI_DEFAULT_BRANCH"},
+    ]
+    assert gitlab["upload-model"]["rules"] == [{"if": "$CI_COMMIT_TAG"}]
 
 
-# --- run ----------------------------------------------------------------------------------------
+def test_github_grants_and_shows_each_step_what_it_needs_and_no_more() -> None:
+    text = EXAMPLES["github"].read_text()
+    workflow = yaml.safe_load(text)
+    assert workflow["permissions"] == {"contents": "read"}
+    granted = {name: job.get("permissions") for name, job in workflow["jobs"].items()}
+    assert granted == {"image": {"contents": "read", "packages": "write"}, "upload": None}
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    shown = [step["name"] for step in steps if SECRET in step.get("env", {}).values()]
+    assert shown == ["Build", "Download", "Upload"]
+    assert text.count("secrets.") == len(shown)
+    assert not [step for step in steps if "${{" in step.get("run", "")]  # nothing is pasted in
 
 
-@each_job
-def test_both_models_there_the_job_goes_on(job: Job, client: Client, store: Store) -> None:
-    store.add(MODEL, FILES)
-    store.add(DRAFT, FILES)
-    result = job.run("download")
-    assert result.code == 0, result
-    assert WARNING not in result.out
-    for model in (MODEL, DRAFT):
-        assert tree(snapshot(client.work / "model", model)) == FILES
-    assert job.variables().get("SPEC_DRAFT_MODEL_ID") in (None, DRAFT)
+# --- the image ----------------------------------------------------------------------------------
 
 
-@each_job
-def test_draft_missing_the_job_goes_on_with_a_warning_and_without_the_draft(
-    job: Job, client: Client, store: Store
+def test_image_with_both_models_is_built_and_pushed(
+    pipeline: Pipeline, hub: Hub, model: None, draft: None
 ) -> None:
-    store.add(MODEL, FILES)
-    result = job.run("download")
+    result = pipeline.run("image")
     assert result.code == 0, result
-    assert "[spec] Draft model download FAILED: " in result.out
-    assert WARNING in result.out
-    assert tree(snapshot(client.work / "model", MODEL)) == FILES
-    assert job.variables() == {"SPEC_DRAFT_MODEL_ID": ""}
+    assert IMAGE_WARNING not in result.out
+    for name in (MODEL, DRAFT):
+        assert tree(snapshot(pipeline.image, name)) == FILES
+    assert len(hub.requests("file", "model.safetensors")) == 2  # one for each model
+    image = IMAGES[pipeline.system]
+    commands = [line for line in result.lines if line.startswith("docker ")]
+    assert re.search(rf" --tag {image}:7 --tag {image}:latest \.$", commands[0])
+    assert commands[1] == f"docker login {image.split('/')[0]} --username you --password-stdin"
+    assert "password: the-password" in result.lines
+    assert commands[2] == f"docker push --all-tags {image}"
+    pipeline.assert_no_token_is_left(result)
 
 
-@each_job
-@pytest.mark.parametrize("draft_there", [True, False])
-def test_model_missing_the_job_fails(job: Job, store: Store, draft_there: bool) -> None:
-    if draft_there:
-        store.add(DRAFT, FILES)
-    result = job.run("download", CI_COMMIT_TAG="v1")
+def test_private_model_is_built_with_the_token(
+    pipeline: Pipeline, store: Store, draft: None
+) -> None:
+    store.add(MODEL, FILES, private=True)
+    store.users[pipeline.token] = "Qwen"
+    result = pipeline.run("image")
+    assert result.code == 0, result
+    assert tree(snapshot(pipeline.image, MODEL)) == FILES
+    pipeline.assert_no_token_is_left(result)
+
+
+def test_draft_missing_the_image_is_pushed_without_it_and_a_warning_says_so(
+    pipeline: Pipeline, model: None
+) -> None:
+    result = pipeline.run("image")
+    assert result.code == 0, result
+    assert "[spec] Draft model download FAILED (optional, continue): " in result.out
+    assert IMAGE_WARNING in result.out
+    assert tree(snapshot(pipeline.image, MODEL)) == FILES
+    assert "docker push" in result.out
+
+
+def test_model_missing_the_job_fails_pushes_nothing_and_leaves_no_token(
+    pipeline: Pipeline, draft: None
+) -> None:
+    result = pipeline.run("image")
     assert result.code == 1, result
     assert "Model download FAILED: " in result.out
-    assert WARNING not in result.out
-    assert job.variables() == {}
+    assert IMAGE_WARNING not in result.out
+    assert "docker push" not in result.out
+    pipeline.assert_no_token_is_left(result)
 
 
-@each_job
-def test_cached_folder_spares_the_next_run_the_bytes_and_holds_no_token(
-    job: Job, client: Client, store: Store, hub: Hub
+# --- the upload ---------------------------------------------------------------------------------
+
+
+def test_model_is_downloaded_once_and_the_own_folder_uploaded(
+    pipeline: Pipeline, store: Store, hub: Hub, model: None, draft: None
 ) -> None:
-    store.add(MODEL, FILES)
-    store.add(DRAFT, FILES)
-    assert job.run("download").code == 0
-    sent = hub.sent()
-    shutil.rmtree(client.home / ".modelscope")
-    assert job.run("download").code == 0
-    assert hub.sent() == sent
-    token = job.env["MODELSCOPE_API_TOKEN"].encode()
-    assert not [name for name, content in tree(client.work / "model").items() if token in content]
-
-
-@each_job
-def test_tag_uploads_the_folder_also_after_a_failed_draft(
-    job: Job, client: Client, store: Store
-) -> None:
-    store.add(MODEL, FILES)
-    for name, content in FILES.items():
-        path = client.work / "awq-out" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(content)
-    result = job.run("download", "upload", CI_COMMIT_TAG="v1")
+    lay(pipeline.client.work / "awq-out", FILES)
+    result = pipeline.run("upload")
     assert result.code == 0, result
-    assert WARNING in result.out
+    assert UPLOAD_WARNING not in result.out
+    for name in (MODEL, DRAFT):
+        assert tree(snapshot(pipeline.client.work / "model", name)) == FILES
+    assert len(hub.requests("file", "model.safetensors")) == 2  # one for each model
+    assert tree(store.root / "you/your-model") == FILES
+    pipeline.assert_no_token_is_left(result)
+
+
+def test_draft_missing_the_upload_goes_on_with_a_warning_and_without_the_draft(
+    pipeline: Pipeline, store: Store, model: None
+) -> None:
+    lay(pipeline.client.work / "awq-out", FILES)
+    result = pipeline.run("upload", then='echo "draft: $SPEC_DRAFT_MODEL_ID."')
+    assert result.code == 0, result
+    assert "[spec] Draft model download FAILED: " in result.out
+    assert UPLOAD_WARNING in result.out
+    assert result.lines[-1] == "draft: ."
     assert tree(store.root / "you/your-model") == FILES
 
 
-def test_without_a_tag_nothing_is_uploaded(client: Client, store: Store, hub: Hub) -> None:
-    store.add("you/your-model")
-    job = Job("gitlab", client, store.add_user("you"))
-    assert job.run("upload").code == 0
-    assert hub.log == []
-    steps = {s.get("name"): s for s in yaml.safe_load(GITHUB)["jobs"]["model"]["steps"]}
-    assert steps["Upload"]["if"] == "github.ref_type == 'tag'"
-
-
-@each_job
-def test_image_build_reads_the_token_from_a_file_and_leaves_a_failed_draft_out(
-    job: Job, client: Client, store: Store
+def test_model_missing_the_job_fails_and_uploads_nothing(
+    pipeline: Pipeline, store: Store, draft: None
 ) -> None:
-    store.add(MODEL, FILES)
-    assert job.run("download").code == 0
-    docker = client.home / "docker"
-    docker.write_text(DOCKER)
-    docker.chmod(0o755)
-    path = f"{client.home}:{client.env['PATH']}"
-    result = job.run("build", PATH=path, **job.variables())
-    assert result.code == 0, result
-    command, secret, draft = result.lines
-    assert command.startswith("docker build --secret id=modelscope_token,src=")
-    assert command.endswith(
-        " --build-arg MODEL_ID --build-arg SPEC_DRAFT_MODEL_ID --tag your-model ."
-    )
-    assert secret == f"secret: {job.env['MODELSCOPE_API_TOKEN']}"
-    assert job.env["MODELSCOPE_API_TOKEN"] not in command
-    assert draft == "draft: "
+    lay(pipeline.client.work / "awq-out", FILES)
+    result = pipeline.run("upload")
+    assert result.code == 1, result
+    assert "Model download FAILED: " in result.out
+    assert UPLOAD_WARNING not in result.out
+    assert tree(store.root / "you/your-model") == {}
+
+
+def test_gitlab_caches_the_folder_and_the_next_run_moves_no_byte(
+    client: Client, store: Store, hub: Hub, model: None, draft: None
+) -> None:
+    store.add("you/your-model")
+    pipeline = Pipeline("gitlab", client, store.add_user("you"))
+    cache = pipeline.job("upload")["cache"]
+    assert (cache["paths"], cache["key"]) == (["model"], "model")  # a key holds no slash
+    lay(client.work / "awq-out", FILES)
+    assert pipeline.run("upload").code == 0
+    sent = hub.sent()
+    shutil.rmtree(client.home / ".modelscope")
+    assert pipeline.run("upload").code == 0
+    assert hub.sent() == sent > 0

@@ -1,20 +1,21 @@
-"""A model that went up and came down generates what it did before, with no network at all."""
+"""What was downloaded is loaded and generates, with no network at all: the README's own example."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.hub import Store
-from tests.support.client import Client, tree
+from tests.hub.models import DRAFT, EMPTY, END, MAIN, SENTENCES, files
+from tests.support.client import ROOT, Client, tree
 from tests.support.download import snapshot
-from tests.support.readme import blocks
+from tests.support.readme import README
 
 # A Python that has torch may be another one: where torch is installed, the SDK imports it too, and
 # every other test would wait for that.
@@ -24,28 +25,31 @@ if sys.executable == PYTHON:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"no {package}: tests/requirements-torch.txt", allow_module_level=True)
 
-REPO = "alice/tiny"
+pytestmark = pytest.mark.timeout(400)
 
-# A process of its own, like the loading: pytest needs no torch in its workers.
-MAKE = """
-import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+# SENTENCES[0] and the end, as the models have said them since they were made.
+TOKENS = [272, 350, 348, 328, 319, 327, 349, 12, 346, 347, 336, 354, 355, 12, 334, 352, 353]
+TOKENS += [268, 351, 14, 0]
 
-words = ["<unk>", "<eos>", "The", "model", "goes", *map("word{}".format, range(123))]
-tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-tokenizer.pre_tokenizer = Whitespace()
-torch.manual_seed(0)
-config = Qwen3Config(
-    vocab_size=len(words), hidden_size=64, intermediate_size=128, head_dim=16, eos_token_id=1,
-    num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, initializer_range=0.5,
-)
-Qwen3ForCausalLM(config).save_pretrained("mine", max_shard_size="200KB")
-wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="<eos>")
-wrapped.save_pretrained("mine")
+# A process of its own, like the README's example: pytest needs no torch in its workers.
+ASSISTED = """
+import sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+model, draft = map(AutoModelForCausalLM.from_pretrained, sys.argv[1:])
+for words in ("The model goes", "模型"):
+    inputs = tokenizer(words, return_tensors="pt")
+    tokens = model.generate(**inputs, assistant_model=draft, max_new_tokens=60, do_sample=False)
+    print(tokenizer.decode(tokens[0]))
 """
+
+
+def example() -> str:
+    """The README's example of loading; in a second language it is the same one."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    [code] = {block for block in blocks if "AutoModelForCausalLM" in block}
+    return code
 
 
 def without_network() -> list[str]:
@@ -58,39 +62,69 @@ def without_network() -> list[str]:
     return words if allowed else []
 
 
-def generate(client: Client, folder: Path) -> list[int]:
-    """Load `folder` with the README's own code, and return the tokens that it generates."""
-    [code] = [block for block in blocks("Beside the scripts", "python") if "AutoModel" in block]
-    code += "print(tokens[0].tolist())\n"
+def load(client: Client, code: str, *folders: Path) -> list[str]:
+    """Run `code`, which loads `folders`, and return the lines that it prints."""
     nowhere = "http://127.0.0.1:1"  # should a request be tried where the network cannot be cut
     env = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "MODELSCOPE_ENDPOINT": nowhere}
-    command = [*without_network(), PYTHON, "-c", code, folder]
+    command = [*without_network(), PYTHON, "-c", code, *folders]
     result = client.run(*command, timeout=120, HTTPS_PROXY=nowhere, HTTP_PROXY=nowhere, **env)
     assert result.code == 0, result
-    text, tokens = result.lines
-    assert text.startswith("The model goes word")
+    return result.lines
+
+
+def generate(client: Client, folder: Path) -> list[int]:
+    """Load `folder` with the README's own code, and return the tokens that it generates."""
+    text, tokens = load(client, f"{example()}print(tokens[0].tolist())\n", folder)
+    assert text.removesuffix(END) == SENTENCES[0]
     return json.loads(tokens)
 
 
-@pytest.mark.timeout(400)
-def test_model_generates_the_same_tokens_after_upload_and_download(
-    client: Client, store: Store
-) -> None:
-    made = client.run(PYTHON, "-c", MAKE, timeout=120)
-    assert made.code == 0, made
-    mine = client.work / "mine"
-    assert len(list(mine.glob("*.safetensors"))) > 1
-    before = generate(client, mine)
-    assert len(before) == 23
-    assert len(set(before)) > 10  # a model that says the same word again would prove little
+def rehearse(client: Client, *commands: str) -> None:
+    """Run `commands` in turn against the embedded hub, in a clone as far as they can tell."""
+    shell = " && ".join(commands)
+    hub = [sys.executable, "-m", "tests.hub", "--", "sh", "-c", shell]
+    result = client.run(*hub, PYTHONPATH=str(ROOT), MODELSCOPE_ENDPOINT=None)
+    assert result.code == 0, result
 
-    store.add(REPO)
-    token = {"MODELSCOPE_API_TOKEN": store.add_user("alice")}
-    upload = ["upload_model.py", "--repo-id", REPO, "--model-dir", mine]
-    assert client.run(*upload, **token).code == 0
-    fetched = client.run("download_model.py", "--model_name", REPO, "--cache_dir", "model")
-    assert fetched.code == 0
-    folder = Path(fetched.lines[-1].removeprefix("Resolved model_dir: "))
-    assert folder == snapshot(client.work / "model", REPO)
-    assert tree(folder) == tree(mine)
-    assert generate(client, folder) == before
+
+def script(name: str, options: str) -> str:
+    return f"python {ROOT / name} {options}"
+
+
+def test_first_command_leaves_a_folder_that_generates_the_known_tokens(client: Client) -> None:
+    rehearse(client, script("download_model.py", "--cache_dir model"))
+    assert generate(client, snapshot(client.work / "model", MAIN)) == TOKENS
+
+
+def test_model_generates_the_same_tokens_after_upload_and_download(client: Client) -> None:
+    rehearse(
+        client,
+        script("download_model.py", "--cache_dir model"),
+        f"mv model/models/{MAIN.replace('/', '--')}/snapshots/master mine",
+        script("upload_model.py", f"--repo-id {EMPTY} --model-dir mine"),
+        script("download_model.py", f"--model_name {EMPTY} --cache_dir model"),
+    )
+    folder = snapshot(client.work / "model", EMPTY)
+    assert tree(folder) == tree(client.work / "mine") == files()
+    assert generate(client, folder) == TOKENS
+
+
+def test_draft_assists_and_changes_no_word(client: Client) -> None:
+    rehearse(client, script("download_model.py", f"--cache_dir model --draft_model_name {DRAFT}"))
+    folders = [snapshot(client.work / "model", name) for name in (MAIN, DRAFT)]
+    assert load(client, ASSISTED, *folders) == [f"{sentence}{END}" for sentence in SENTENCES]
+
+
+def test_models_can_be_made_again(client: Client) -> None:
+    make = [PYTHON, "-m", "tests.hub.models.make", "made"]
+    result = client.run(*make, timeout=120, PYTHONPATH=str(ROOT))
+    assert result.code == 0, result
+    for name in ("qwen3", "draft"):
+        assert shapes(tree(client.work / "made" / name)) == shapes(files(name))
+
+
+def shapes(model: dict[str, bytes]) -> dict[str, bytes]:
+    """The files, but of weights only the head: another processor may round them differently."""
+    heads = {name: 8 + int.from_bytes(data[:8], "little") for name, data in model.items()}
+    heads = {name: size for name, size in heads.items() if name.endswith(".safetensors")}
+    return {name: data[: heads.get(name)] for name, data in model.items()}

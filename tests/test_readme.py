@@ -71,9 +71,9 @@ def test_languages_show_the_same_options_and_exit_codes() -> None:
     options = set(re.findall(row, english, re.MULTILINE))
     assert options == set(re.findall(row, chinese, re.MULTILINE))
     assert len(options) == 10  # --token is in both scripts
-    for code in ("0", "1", "2", "130"):
-        assert re.search(rf"^\| {code} \|", english, re.MULTILINE)
-        assert re.search(rf"(?<!\d){code} ", chinese)
+    for code in ("0", "1", "2", "130", "143"):
+        assert re.search(rf"^\| (\d+, )?{code}(, \d+)? \|", english, re.MULTILINE)
+        assert re.search(rf"(?<!\d){code}[ 、]", chinese)
 
 
 def test_links_within_the_readme_lead_somewhere() -> None:

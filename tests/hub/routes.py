@@ -1,83 +1,174 @@
-"""What the hub answers, a function an address: read off the SDK's `_legacy_api`, `_openapi`."""
+"""What the hub answers, a function an address: read off the SDK's source and the records of the
+real hub; `tests/README.md` says which."""
 
 from __future__ import annotations
 
 import base64
 import posixpath
 import re
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.hub.server import Request, Response, Slice
-from tests.hub.store import MASTER, Blob, Model, Store, leads_out
+from tests.hub.server import Answer, Hub, Request, Response, Signed, Slice
+from tests.hub.store import MASTER, Blob, Model, is_large, leads_out
 
 LIST_LIMIT = 3000  # entries in one answer; the SDK walks the folders when it sees this many
+COMMITTED = 1_700_000_000  # the one date of all files
 
-Route = Callable[[Store, Request], Response]
+# The hub's own codes. A missing model has no file list and no information.
+MISSING = 10010205001
+NO_ACCESS = 10010200001
+NO_TREE = 10990101004
+NOT_LOGGED_IN = REJECTED = 10030000001
+
+Route = Callable[..., Response]
 
 
 def ok(data: object, **headers: str) -> Response:
     return Response.json({"Code": 200, "Success": True, "Message": "", "Data": data}, **headers)
 
 
-def error(status: int, message: str, code: int | None = None) -> Response:
+def error(status: int, message: str, code: int | str | None = None) -> Response:
     payload = {"Code": code or status, "Success": False, "Message": message, "Data": None}
     return Response.json(payload, status)
 
 
-def login(store: Store, request: Request) -> Response:
+def openapi_error(status: int, message: str, code: str) -> Response:
+    return Response.json({"success": False, "code": code, "message": message}, status)
+
+
+# --- users --------------------------------------------------------------------------------------
+
+
+def login(hub: Hub, request: Request) -> Response:
     token = request.json.get("AccessToken")
-    user = store.users.get(token)
+    user = hub.store.users.get(token)
     if user is None:  # 400 and this code: what `errors._BUSINESS_CODE_MAP` knows as a bad token
         return error(400, "AccessToken is invalid or expired", 10010103009)
     data = {"AccessToken": f"git-{token}", "Username": user, "Email": f"{user}@example.com"}
     return ok(data, **{"Set-Cookie": f"m_session_id={token}; Path=/; Max-Age=2592000"})
 
 
-def me(store: Store, request: Request) -> Response:
+def me(hub: Hub, request: Request) -> Response:
     if request.user is None:
-        return error(401, "invalid token")
+        return openapi_error(401, "invalid token", "InvalidAuthentication")
     data = {"username": request.user, "email": f"{request.user}@example.com"}
     return Response.json({"success": True, "data": data})
 
 
-def info(store: Store, request: Request, owner: str, name: str) -> Response:
-    """`/openapi/v1/models/…`"""
-    model = store.visible(request.user, f"{owner}/{name}")
+# --- models -------------------------------------------------------------------------------------
+
+
+def describe(model: Model) -> dict:
+    owner, name = model.id.split("/")
+    return {"id": model.id, "owner": owner, "name": name, "private": model.private}
+
+
+def info(hub: Hub, request: Request, owner: str, name: str) -> Response:
+    """`/openapi/v1/models/…`, which does not take a bad token even for a public model."""
+    if request.token and request.user is None:
+        return openapi_error(401, "invalid token", "InvalidAuthentication")
+    model = hub.store.visible(request.user, f"{owner}/{name}")
     if model is None:
-        return error(404, "model not found")
-    data = {"id": model.id, "owner": owner, "name": name, "private": model.private}
+        return openapi_error(404, "model not found", "ResourceNotFound")
+    return Response.json({"success": True, "data": describe(model)})
+
+
+def models(hub: Hub, request: Request) -> Response:
+    """The models of an owner, a page at a time."""
+    page, size = (int(request.query.get(f"page_{name}", 10)) for name in ("number", "size"))
+    owner, wanted = request.query.get("owner"), request.query.get("search", "").lower()
+    seen = (hub.store.visible(request.user, model_id) for model_id in sorted(hub.store.models))
+    found = [m for m in seen if m and owner in (None, m.owner) and wanted in m.id.lower()]
+    shown = [describe(model) for model in found[(page - 1) * size : page * size]]
+    data = {"models": shown, "total_count": len(found), "page_number": page, "page_size": size}
     return Response.json({"success": True, "data": data})
 
 
-def legacy_info(store: Store, request: Request, owner: str, name: str) -> Response:
+def legacy_info(hub: Hub, request: Request, owner: str, name: str) -> Response:
     """`/api/v1/models/…`"""
-    model = store.visible(request.user, f"{owner}/{name}")
+    model = hub.store.visible(request.user, f"{owner}/{name}")
     if model is None:
-        return error(404, "model not found")
+        return not_there(hub, f"{owner}/{name}", "获取模型信息失败")
     return ok({"Path": owner, "Name": name, "Visibility": 1 if model.private else 5})
 
 
-def revisions(store: Store, request: Request, owner: str, name: str) -> Response:
-    model = store.visible(request.user, f"{owner}/{name}")
+def not_there(hub: Hub, model_id: str, failed: str) -> Response:
+    """A model that does not exist, or not for this user, is a 404 either way; the code differs."""
+    if model_id in hub.store.models:
+        return error(404, f"{failed}，信息：no access", NO_ACCESS)
+    return error(404, f"{failed}，信息：record not found", MISSING)
+
+
+def enveloped(hub: Hub, response: Response) -> Response:
+    if hub.rules.envelope:
+        response.status = 200
+    return response
+
+
+def create(hub: Hub, request: Request) -> Response:
+    model_id = f"{request.json['Path']}/{request.json['Name']}"
+    if request.user is None:
+        return error(400, "user not logged in", NOT_LOGGED_IN)
+    if not hub.store.owns(request.user, model_id):
+        return error(403, "no permission to create this model")
+    if model_id in hub.store.models:
+        return error(400, "the model exists already", 10010101001)
+    hub.store.create(model_id, private=request.json.get("Visibility") == 1)
+    return ok({"Path": request.json["Path"], "Name": request.json["Name"]})
+
+
+def delete(hub: Hub, request: Request, owner: str, name: str) -> Response:
+    """A model, or a file of it: not with a token any more; files go by a commit."""
+    return error(400, "the current token no longer supports deletion operations")
+
+
+# --- revisions ----------------------------------------------------------------------------------
+
+
+def revisions(hub: Hub, request: Request, owner: str, name: str) -> Response:
+    model = hub.store.visible(request.user, f"{owner}/{name}")
     if model is None:
-        return error(404, "model not found")
-    entries = [{"Revision": revision, "CreatedAt": 0} for revision in model.revisions]
+        return enveloped(hub, not_there(hub, f"{owner}/{name}", "获取模型信息失败"))
+    entries = [{"Revision": revision, "CreatedAt": COMMITTED} for revision in model.revisions]
     tags = [entry for entry in entries if entry["Revision"] in model.tags]
     branches = [entry for entry in entries if entry["Revision"] not in model.tags]
     return ok({"RevisionMap": {"Branches": branches, "Tags": tags}})
 
 
-def list_files(store: Store, request: Request, owner: str, name: str) -> Response:
-    model = store.visible(request.user, f"{owner}/{name}")
-    files = model and model.revisions.get(request.query.get("Revision", MASTER))
+def tag(hub: Hub, request: Request, owner: str, name: str) -> Response:
+    if refusal := refuse_write(hub, request, f"{owner}/{name}"):
+        return refusal
+    model, tag = hub.store.models[f"{owner}/{name}"], request.json["TagName"]
+    files = model.files(request.json["Ref"])
     if files is None:
-        return error(404, "model or revision not found")
+        return error(404, "no such revision")
+    if tag in model.revisions:
+        return error(400, "the tag exists already")
+    model.revisions[tag] = files
+    model.tags.add(tag)
+    return ok({"Revision": tag})
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+def list_files(hub: Hub, request: Request, owner: str, name: str) -> Response:
+    model = hub.store.visible(request.user, f"{owner}/{name}")
+    if model is None:
+        return enveloped(hub, not_there(hub, f"{owner}/{name}", "获取模型目录树失败"))
+    revision = request.query.get("Revision", MASTER)
+    files = hub.shown(model, revision)
+    if files is None and re.fullmatch(r"[0-9a-f]{40}", revision):
+        files = {}  # as a commit that nobody has heard of
+    if files is None:
+        return enveloped(hub, error(404, "获取模型目录树失败", NO_TREE))
     root = request.query.get("Root", "").strip("/")
-    entries = {path: entry(path, blob) for path, blob in files.items()}
+    entries = {path: entry(hub, model, path, blob) for path, blob in files.items()}
     for path in files:
         while path := posixpath.dirname(path):
-            entries[path] = entry(path, None)
+            entries[path] = entry(hub, model, path, None)
     if root:
         entries = {path: e for path, e in entries.items() if path.startswith(f"{root}/")}
     if request.query.get("Recursive") != "True":
@@ -85,18 +176,68 @@ def list_files(store: Store, request: Request, owner: str, name: str) -> Respons
     return ok({"Files": [entries[path] for path in sorted(entries)][:LIST_LIMIT]})
 
 
-def entry(path: str, blob: Blob | None) -> dict:
+def entry(hub: Hub, model: Model, path: str, blob: Blob | None) -> dict:
     """A line of the file list: a file, or a folder when there is no blob."""
-    line = {"Name": posixpath.basename(path), "Path": path, "Type": "blob" if blob else "tree"}
-    return line | ({"Size": blob.size, "Sha256": blob.sha256} if blob else {"Size": 0})
+    line = {"Name": posixpath.basename(path), "Path": path, "InCheck": False}
+    line |= {"Revision": model.head, "CommittedDate": COMMITTED}
+    if blob is None:
+        return line | {"Type": "tree", "Size": 0, "Mode": "16384", "IsLFS": False, "Sha256": ""}
+    large = is_large(path, blob.size)
+    without = {"": False, "empty": not blob.size, "small": not large}[hub.rules.no_digest]
+    digest = "" if without else blob.sha256
+    return line | {
+        "Type": "blob",
+        "Size": blob.size,
+        "Mode": "33188",
+        "IsLFS": large,
+        "Sha256": digest,
+    }
 
 
-def file(store: Store, request: Request, owner: str, name: str) -> Response:
-    model = store.visible(request.user, f"{owner}/{name}")
-    files = model and model.revisions.get(request.query.get("Revision", MASTER))
-    blob = files and files.get(request.query.get("FilePath", ""))
-    if not blob:
-        return error(404, "model, revision or file not found")
+def find_file(hub: Hub, request: Request, owner: str, name: str) -> Blob | None:
+    model = hub.store.visible(request.user, f"{owner}/{name}")
+    files = model and model.files(request.query.get("Revision", MASTER))
+    return files.get(request.query.get("FilePath", "")) if files else None
+
+
+def is_stored(hub: Hub, request: Request, owner: str, name: str) -> bool:
+    """Whether this file comes from the storage host; a HEAD is answered by the hub."""
+    if request.method == "HEAD" or hub.rules.direct or "storage" not in hub.hosts:
+        return False
+    blob = find_file(hub, request, owner, name)
+    return blob is not None and is_large(request.query["FilePath"], blob.size)
+
+
+def file(hub: Hub, request: Request, owner: str, name: str) -> Response:
+    blob = find_file(hub, request, owner, name)
+    if blob is None:
+        return error(404, "model, revision or file not found", MISSING)
+    return content(hub, request, blob)
+
+
+def redirect(hub: Hub, request: Request, owner: str, name: str) -> Response:
+    """The signed address of a large file."""
+    blob = find_file(hub, request, owner, name)
+    assert blob is not None
+    key = f"{COMMITTED}-{secrets.token_hex(16)}-0-{secrets.token_hex(16)}"
+    hub.signed[key] = Signed(request.query["FilePath"], blob, hub.rules.lifetime)
+    digest = blob.sha256
+    path = f"/prod/lfs-objects/{digest[:2]}/{digest[2:4]}/{digest[4:]}?auth_key={key}"
+    return Response(302, headers={"Location": hub.address("storage") + path})
+
+
+def stored(hub: Hub, request: Request) -> Response:
+    """A large file on the storage host, which knows no users: the address is all it asks for."""
+    signed = hub.signed.get(request.query.get("auth_key", ""))
+    with hub.lock:
+        if signed is None or signed.left == 0:
+            return Response(403, b"<Error><Code>AccessDenied</Code></Error>")
+        if signed.left is not None:
+            signed.left -= 1
+    return content(hub, request, signed.blob)
+
+
+def content(hub: Hub, request: Request, blob: Blob) -> Response:
     headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
     wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
     if not wanted:
@@ -105,100 +246,150 @@ def file(store: Store, request: Request, owner: str, name: str) -> Response:
     if start >= blob.size:
         return Response(416, headers={"Content-Range": f"bytes */{blob.size}"})
     headers["Content-Range"] = f"bytes {start}-{end}/{blob.size}"
-    return Response(206, Slice(blob.path, start, end - start + 1), headers)
+    status = 206 if hub.rules.partial else 200
+    return Response(status, Slice(blob.path, start, end - start + 1), headers)
 
 
-def region(store: Store, request: Request) -> Response:
+def region(hub: Hub, request: Request) -> Response:
     """The SDK asks whether it runs in the hub's own cloud; on loopback it doesn't."""
     return ok({"InternalRegionQueryAddress": ""})
 
 
-def create(store: Store, request: Request) -> Response:
-    model_id = f"{request.json['Path']}/{request.json['Name']}"
-    if not store.owns(request.user, model_id):
-        return error(401 if request.user is None else 403, "no permission to create this model")
-    if model_id in store.models:
-        return error(400, "the model exists already", 10010101001)
-    store.models[model_id] = Model(model_id, private=request.json.get("Visibility") == 1)
-    return ok({"Path": request.json["Path"], "Name": request.json["Name"]})
+# --- uploads ------------------------------------------------------------------------------------
 
 
-def batch(store: Store, request: Request, owner: str, name: str) -> Response:
-    """LFS: an address for each blob that the hub has not; it says nothing of those that it has."""
-    if refusal := refuse_write(store, request, f"{owner}/{name}"):
-        return refusal
-    base = f"{request.scheme}://{request.headers['Host']}/lfs/{owner}/{name}"
-    missing = [o for o in request.json["objects"] if o["oid"] not in store.blobs]
-    return ok(
-        {"objects": [o | {"actions": {"upload": {"href": f"{base}/{o['oid']}"}}} for o in missing]}
-    )
+def refuse_write(hub: Hub, request: Request, model_id: str) -> Response | None:
+    if request.user is None:
+        return error(400, "user not logged in", NOT_LOGGED_IN)
+    if hub.store.visible(request.user, model_id) is None:
+        return not_there(hub, model_id, "获取模型信息失败")
+    return None if hub.store.owns(request.user, model_id) else error(404, "model not found")
 
 
-def blob(store: Store, request: Request, owner: str, name: str, oid: str) -> Response:
-    if refusal := refuse_write(store, request, f"{owner}/{name}"):
-        return refusal
+def batch(hub: Hub, request: Request, owner: str, name: str) -> Response:
+    """LFS: an address for each blob that the hub has not; it says nothing of those that it has.
+
+    Who may not write is told so at the blob.
+    """
+    if request.user is None:
+        return error(400, "user not logged in", NOT_LOGGED_IN)
+    if hub.store.visible(request.user, f"{owner}/{name}") is None:
+        return not_there(hub, f"{owner}/{name}", "获取模型信息失败")
+    host = "hub" if hub.rules.direct else "uploads"
+    base = f"{hub.address(host, request)}/api/v1/repos/models/{owner}/{name}/blobs"
+    objects = []
+    for wanted in request.json["objects"]:
+        oid, size = wanted["oid"], wanted["size"]
+        if oid not in hub.store.blobs or hub.store.blobs[oid].size != size:
+            upload = {"href": f"{base}/{oid}/{size}", "upload_header": {"Range": "bytes=0-"}}
+            objects.append({"oid": oid, "size": size, "actions": {"upload": upload}})
+    return ok({"objects": objects, "reused-objects": []})
+
+
+def blob(hub: Hub, request: Request, owner: str, name: str, oid: str, size: str) -> Response:
+    if request.user is None:
+        return error(400, "user not logged in", NOT_LOGGED_IN)
+    if not hub.store.owns(request.user, f"{owner}/{name}"):
+        return error(403, "no write permission to repository")
     assert isinstance(request.body, Path)
-    kept = store.keep(request.body)
+    kept = hub.store.keep(request.body)
     if kept.sha256 != oid:
-        del store.blobs[kept.sha256]
+        del hub.store.blobs[kept.sha256]
         return error(400, "the blob does not match its digest")
     return ok({})
 
 
-def commit(store: Store, request: Request, owner: str, name: str, revision: str) -> Response:
-    if refusal := refuse_write(store, request, f"{owner}/{name}"):
+def commit(hub: Hub, request: Request, owner: str, name: str, revision: str) -> Response:
+    if refusal := refuse_write(hub, request, f"{owner}/{name}"):
         return refusal
-    model = store.models[f"{owner}/{name}"]
+    model = hub.store.models[f"{owner}/{name}"]
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return rejected()
     if revision not in model.revisions or revision in model.tags:
         return error(404, "no such branch")
+    try:
+        changes = read_changes(hub, request)
+    except LookupError:
+        return error(400, "a blob is missing")
+    if refusal := refuse_commit(hub, model.revisions[revision], changes):
+        return refusal
+    hub.commit(model, revision, changes, request.json["commit_message"])
+    return ok({"CommitId": model.head})
+
+
+def read_changes(hub: Hub, request: Request) -> dict[str, Blob | None]:
+    """The blob behind each path of a commit, None for one that is deleted."""
     changes: dict[str, Blob | None] = {}
     for action in request.json["actions"]:
-        path = action["path"]
-        if leads_out(path):
-            return error(400, "a path leads out of the repo")
         if action["action"] == "delete":
-            changes[path] = None
+            changes[action["path"]] = None
         elif action["type"] == "lfs":
-            if action["sha256"] not in store.blobs:
-                return error(400, "a blob is missing")
-            changes[path] = store.blobs[action["sha256"]]
+            changes[action["path"]] = hub.store.blobs[action["sha256"]]
         else:
-            changes[path] = store.keep(store.write(base64.b64decode(action["content"])))
-    store.commit(model, revision, changes, request.json["commit_message"])
-    return ok({"CommitId": f"{len(model.messages):040x}"})
+            written = hub.store.write(base64.b64decode(action["content"]))
+            changes[action["path"]] = hub.store.keep(written)
+    return changes
 
 
-def refuse_write(store: Store, request: Request, model_id: str) -> Response | None:
-    if request.user is None:
-        return error(401, "user not logged in")
-    if store.visible(request.user, model_id) is None:
-        return error(404, "model not found")
-    return None if store.owns(request.user, model_id) else error(403, "no permission to write")
+def refuse_commit(
+    hub: Hub, files: dict[str, Blob], changes: dict[str, Blob | None]
+) -> Response | None:
+    rules = hub.rules
+    if any(leads_out(path) or re.fullmatch(rules.refused, path) for path in changes):
+        return rejected()
+    if any(blob is None and path not in files for path, blob in changes.items()):
+        return rejected()  # the whole commit, for one path that isn't there to be deleted
+    unchanged = [path for path, blob in changes.items() if blob and files.get(path) == blob]
+    if rules.refuse_unchanged and unchanged:
+        return error(400, f"A file with this name already exists: {unchanged[0]}")
+    with hub.lock:
+        if rules.commits == 0:
+            return error(429, "[E1021] Commit frequency limit exceeded", "E1021")
+        if rules.commits is not None:
+            rules.commits -= 1
+    return None
+
+
+def rejected() -> Response:
+    return error(400, "commit rejected by repository policy", REJECTED)
 
 
 MODEL = r"([^/]+)/([^/]+)"
-ROUTES: list[tuple[str, str, str, Route]] = [
-    ("POST", "login", r"/api/v1/login", login),
-    ("GET", "me", r"/openapi/v1/users/me", me),
-    ("GET", "info", rf"/openapi/v1/models/{MODEL}", info),
-    ("GET", "region", r"/api/v1/repos/internalAccelerationInfo", region),
-    ("GET", "legacy_info", rf"/api/v1/models/{MODEL}", legacy_info),
-    ("GET", "revisions", rf"/api/v1/models/{MODEL}/revisions", revisions),
-    ("GET", "list", rf"/api/v1/models/{MODEL}/repo/files", list_files),
-    ("GET|HEAD", "file", rf"/api/v1/models/{MODEL}/repo", file),
-    ("POST", "create", r"/api/v1/models", create),
-    ("POST", "batch", rf"/api/v1/repos/models/{MODEL}/info/lfs/objects/batch", batch),
-    ("PUT", "blob", rf"/lfs/{MODEL}/([0-9a-f]{{64}})", blob),
-    ("POST", "commit", rf"/api/v1/repos/models/{MODEL}/commit/(.+)", commit),
+LFS = rf"/api/v1/repos/models/{MODEL}"
+ROUTES: list[tuple[str, str, str, str, Route]] = [
+    ("hub", "POST", "login", r"/api/v1/login", login),
+    ("hub", "GET", "me", r"/openapi/v1/users/me", me),
+    ("hub", "GET", "models", r"/openapi/v1/models", models),
+    ("hub", "GET", "info", rf"/openapi/v1/models/{MODEL}", info),
+    ("hub", "GET", "region", r"/api/v1/repos/internalAccelerationInfo", region),
+    ("hub", "GET", "legacy_info", rf"/api/v1/models/{MODEL}", legacy_info),
+    ("hub", "GET", "revisions", rf"/api/v1/models/{MODEL}/revisions", revisions),
+    ("hub", "GET", "list", rf"/api/v1/models/{MODEL}/repo/files", list_files),
+    ("hub", "GET|HEAD", "file", rf"/api/v1/models/{MODEL}/repo", file),
+    ("storage", "GET|HEAD", "file", r"/prod/lfs-objects/../../[0-9a-f]{60}", stored),
+    ("hub", "POST", "create", r"/api/v1/models", create),
+    ("hub", "DELETE", "delete", rf"/api/v1/models/{MODEL}(?:/file)?", delete),
+    ("hub", "POST", "tag", rf"/api/v1/models/{MODEL}/repo/tag", tag),
+    ("hub", "POST", "batch", rf"{LFS}/info/lfs/objects/batch", batch),
+    ("hub|uploads", "PUT", "blob", rf"{LFS}/blobs/([0-9a-f]{{64}})/(\d+)", blob),
+    ("hub", "POST", "commit", rf"{LFS}/commit/(.+)", commit),
 ]
 
 
-def find(request: Request) -> Route | None:
-    """Return the route of a request with its address filled in, and name it in the log."""
-    for methods, name, pattern, route in ROUTES:
+def find(hub: Hub, request: Request) -> Answer | None:
+    """Return what answers a request, with its address filled in, and name it in the log.
+
+    The hub's answer for a large file is a route of its own, "redirect": so "file" is where the
+    bytes come from, whichever host that is.
+    """
+    for hosts, methods, name, pattern, route in ROUTES:
         match = re.fullmatch(pattern, request.path)
-        if match and request.method in methods.split("|"):
-            request.route = name
-            request.file = request.query.get("FilePath", "")
-            return lambda store, request: route(store, request, *match.groups())
+        here = request.host in hosts.split("|") and request.method in methods.split("|")
+        if match and here:
+            request.route, request.file = name, request.query.get("FilePath", "")
+            if route is file and is_stored(hub, request, *match.groups()):
+                request.route, route = "redirect", redirect
+            if signed := hub.signed.get(request.query.get("auth_key", "")):
+                request.file = signed.file
+            return lambda: route(hub, request, *match.groups())
     return None

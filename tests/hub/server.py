@@ -10,7 +10,7 @@ import struct
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,9 +18,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub.store import Store
+from tests.hub.rules import Rules
+from tests.hub.store import Blob, Model, Store
 
 CHUNK = 1 << 18
+LOOPBACK = ("127.0.0.1", 0)
+
+# The hub's three hosts: the name that a client sees, and where each listens. `localhost` is another
+# host than `127.0.0.1` to a client.
+HOSTS = {
+    "hub": ("127.0.0.1", LOOPBACK),
+    "storage": ("localhost", LOOPBACK),
+    "uploads": ("localhost", LOOPBACK),
+}
 
 
 @dataclass
@@ -73,7 +83,7 @@ class Request:
     headers: Any
     user: str | None = None
     token: str | None = None
-    scheme: str = "http"
+    host: str = "hub"
     body: bytes | Path = b""
     route: str = ""
     file: str = ""
@@ -99,12 +109,31 @@ class Queued:
     met: bool = False
 
 
+@dataclass
+class Signed:
+    """A file behind a signed address, and for how many requests the address is still good."""
+
+    file: str
+    blob: Blob
+    left: int | None
+
+
+@dataclass
+class Lag:
+    """What the file list goes on showing after a commit: how many times, and until when."""
+
+    files: dict[str, Blob]
+    left: int
+    until: float
+
+
 class Hub:
-    """The stand-in hub: `with Hub(store) as hub:` serves on 127.0.0.1 until the block ends.
+    """The stand-in hub: `with Hub(store) as hub:` serves on loopback until the block ends.
 
     `latency` is seconds before each answer; `rate` is bytes a second for a connection;
     `connections` is the number of file transfers at once beyond which the hub answers 429;
-    with `tls` it speaks HTTPS.
+    with `tls` it speaks HTTPS; a host that `hosts` leaves out is the hub itself. What else it can
+    do is in `rules`.
     """
 
     def __init__(
@@ -115,8 +144,12 @@ class Hub:
         rate: float | None = None,
         connections: int = 0,
         tls: ssl.SSLContext | None = None,
+        hosts: dict[str, tuple[str, tuple[str, int]]] = HOSTS,
     ) -> None:
         self.store = store
+        self.rules = Rules()
+        self.signed: dict[str, Signed] = {}
+        self.lags: dict[tuple[str, str], Lag] = {}
         self.latency = latency
         self.rate = rate
         self.connections = connections
@@ -128,15 +161,24 @@ class Hub:
         self.closing = threading.Event()
         self.open: set[socket.socket] = set()
         self.tls = tls
-        self.scheme = "https" if tls else "http"
-        self.server = self.listen(("127.0.0.1", 0))
+        self.hosts = hosts
+        self.servers = {host: self.listen(host, address) for host, (_, address) in hosts.items()}
 
     @property
     def url(self) -> str:
-        return f"{self.scheme}://127.0.0.1:{self.server.server_port}"
+        return self.address("hub")
 
-    def listen(self, address: tuple[str, int]) -> ThreadingHTTPServer:
-        server = _Server(address, _handler(self))
+    def address(self, host: str, request: Request | None = None) -> str:
+        """Return where a client finds `host`; the hub under the name that `request` has for it."""
+        scheme, default = ("https", 443) if self.tls else ("http", 80)
+        host = host if host in self.hosts else "hub"
+        if host == "hub" and request:
+            return f"{scheme}://{request.headers['Host']}"
+        port = self.servers[host].server_port
+        return f"{scheme}://{self.hosts[host][0]}" + (f":{port}" if port != default else "")
+
+    def listen(self, host: str, address: tuple[str, int]) -> ThreadingHTTPServer:
+        server = _Server(address, _handler(self, host))
         if self.tls:  # the handshake is for a connection's own thread, at its first read
             server.socket = self.tls.wrap_socket(
                 server.socket, server_side=True, do_handshake_on_connect=False
@@ -148,23 +190,61 @@ class Hub:
         return self
 
     def serve(self) -> None:
-        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+        for server in self.servers.values():
+            threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Listen no more, on any host."""
+        stopping = [threading.Thread(target=server.shutdown) for server in self.servers.values()]
+        for thread in stopping:
+            thread.start()
+        for thread, server in zip(stopping, self.servers.values(), strict=True):
+            thread.join()
+            server.server_close()
 
     def restart(self) -> None:
-        """Break every connection, and be there again at the same address."""
-        address = self.server.server_address
-        self.server.shutdown()
-        self.server.server_close()
+        """Break every connection, and be there again at the same addresses."""
+        addresses = {host: server.server_address for host, server in self.servers.items()}
+        self.stop()
         for connection in list(self.open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
-        self.server = self.listen(address)
+        self.servers = {host: self.listen(host, at) for host, at in addresses.items()}
         self.serve()
 
     def __exit__(self, *exc: object) -> None:
         self.closing.set()
-        self.server.shutdown()
-        self.server.server_close()
+        self.stop()
+
+    def expire(self) -> None:
+        """Let every signed address that was given out be good for nothing."""
+        with self.lock:
+            for signed in self.signed.values():
+                signed.left = 0
+
+    def commit(
+        self, model: Model, revision: str, changes: dict[str, Blob | None], message: str
+    ) -> None:
+        """Make a commit, which the file list may not show at once."""
+        with self.lock:
+            shown = self.lagging(model, revision)
+            files = shown.files if shown else model.revisions[revision]
+            until = time.monotonic() + self.rules.lag_seconds
+            self.lags[model.id, revision] = Lag(files, self.rules.lag, until)
+        self.store.commit(model, revision, changes, message)
+
+    def lagging(self, model: Model, revision: str) -> Lag | None:
+        lag = self.lags.get((model.id, revision))
+        return lag if lag and (lag.left or time.monotonic() < lag.until) else None
+
+    def shown(self, model: Model, revision: str) -> dict[str, Blob] | None:
+        """Return what the file list shows of a revision: its files, or those before a commit."""
+        with self.lock:
+            lag = self.lagging(model, revision)
+            if lag is None:
+                return model.files(revision)
+            lag.left = max(0, lag.left - 1)
+            return lag.files
 
     def queue(self, route: str, *faults: Fault, file: str | None = None, times: int = 1) -> None:
         """Let the next requests of `route` (for `file`) meet `faults`, one each, in this order."""
@@ -210,7 +290,7 @@ class _Server(ThreadingHTTPServer):
         """A client that goes away is no problem of the hub's."""
 
 
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
     from tests.hub import routes
 
     class Handler(BaseHTTPRequestHandler):
@@ -230,18 +310,20 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         def handle_request(self) -> None:
             request = self.read_head()
-            hub.log.append(request)
+            route = routes.find(hub, request)
+            transfer = request.route == "file" and request.method == "GET"
             with hub.lock:
-                hub.busy += request.method == "GET"
+                hub.log.append(request)
+                hub.busy += transfer
             try:
-                response = self.answer(request)
+                response = self.answer(request, route)
                 request.status = 0 if response.refuse else response.status
                 self.deliver(request, response)
             except OSError:
                 self.close_connection = True
             finally:
                 with hub.lock:
-                    hub.busy -= request.method == "GET"
+                    hub.busy -= transfer
 
         do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
 
@@ -252,28 +334,40 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             cookie = SimpleCookie(self.headers.get("Cookie", "")).get("m_session_id")
             token = bearer or (cookie.value if cookie else None)
             user = hub.store.users.get(token or "")
-            who = {"user": user, "token": token, "scheme": hub.scheme}
+            who = {"user": user, "token": token, "host": host}
             return Request(self.command, unquote(url.path), query, self.headers, **who)
 
         def read_body(self, request: Request) -> None:
             """Take the body in: to a file when it is a blob, else into memory."""
-            length = int(self.headers.get("Content-Length") or 0)
             if request.route != "blob":
-                request.body = self.rfile.read(length)
-                request.received = len(request.body)
+                request.body = b"".join(self.chunks(request))
                 return
             request.body = hub.store.new_file()
             with request.body.open("wb") as file:
-                while request.received < length:
-                    chunk = self.rfile.read1(min(CHUNK, length - request.received))
-                    if not chunk:
-                        raise ConnectionError("the client went away")
+                for chunk in self.chunks(request):
                     file.write(chunk)
-                    request.received += len(chunk)
                     self.pace(len(chunk), hub.rate)
 
-        def answer(self, request: Request) -> Response:
-            route = routes.find(request)
+        def chunks(self, request: Request) -> Iterator[bytes]:
+            """The body as it comes, counted; an older SDK sends it in chunks of its own."""
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                yield from self.exactly(int(self.headers.get("Content-Length") or 0), request)
+                return
+            while size := int(self.rfile.readline(), 16):
+                yield from self.exactly(size, request)
+                self.rfile.readline()
+            self.rfile.readline()
+
+        def exactly(self, length: int, request: Request) -> Iterator[bytes]:
+            while length:
+                chunk = self.rfile.read1(min(CHUNK, length))
+                if not chunk:
+                    raise ConnectionError("the client went away")
+                length -= len(chunk)
+                request.received += len(chunk)
+                yield chunk
+
+        def answer(self, request: Request, route: Answer | None) -> Response:
             if route is None:
                 hub.problems.append(f"unknown route: {request.method} {self.path}")
                 return Response(404)
@@ -284,9 +378,7 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return Response(429, headers={"Retry-After": "1"})
             try:
                 self.read_body(request)
-                return (
-                    fault(lambda: route(hub.store, request)) if fault else route(hub.store, request)
-                )
+                return fault(route) if fault else route()
             except OSError:
                 raise
             except Exception:

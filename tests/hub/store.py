@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -11,6 +12,27 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 MASTER = "master"
+
+# What the SDK sends as a blob of its own (LFS) the hub keeps in its storage: files of these names,
+# and what is larger than the threshold, but never the files that the hub itself reads.
+LARGE_SIZE = 64 * 1024
+LARGE_NAMES = re.compile(
+    r".*\.(7z|arrow|bin|bz2|ckpt|ftz|gz|h5|joblib|mlmodel|model|msgpack|npy|npz|onnx|ot|parquet|pb"
+    r"|pickle|pkl|pt|pth|rar|safetensors|tar|tflite|tgz|wasm|xz|zip|zst)",
+    re.IGNORECASE | re.DOTALL,
+)
+NEVER_LARGE = re.compile(
+    r"(.*/)?(README\.md|\.gitattributes|\.gitignore|configuration\.(json|yaml|yml)"
+    r"|dataset_infos\.json|config\.json|\.msc|\.mdl)",
+    re.IGNORECASE | re.DOTALL,
+)
+
+# What a new repo holds, before anybody has sent a file.
+OWN_FILES = {
+    ".gitattributes": b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n",
+    "README.md": b"# A new model\n",
+    "configuration.json": b"{}\n",
+}
 
 
 @dataclass(frozen=True)
@@ -31,10 +53,20 @@ class Model:
     revisions: dict[str, dict[str, Blob]] = field(default_factory=lambda: {MASTER: {}})
     tags: set[str] = field(default_factory=set)
     messages: list[str] = field(default_factory=list)
+    commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
 
     @property
     def owner(self) -> str:
         return self.id.split("/")[0]
+
+    @property
+    def head(self) -> str:
+        """The id of the last commit."""
+        return f"{len(self.messages):040x}"
+
+    def files(self, revision: str) -> dict[str, Blob] | None:
+        """Return the files of a branch, a tag or a commit, or None when there is no such thing."""
+        return (self.commits | self.revisions).get(revision)
 
 
 class Store:
@@ -78,6 +110,13 @@ class Store:
         model.revisions[revision] = kept
         return model
 
+    def create(self, model_id: str, *, private: bool) -> Model:
+        """Make a new repo, which holds the hub's own files."""
+        model = self.models[model_id] = Model(model_id, private)
+        files = {name: self.keep(self.write(content)) for name, content in OWN_FILES.items()}
+        self.commit(model, MASTER, files, "initial commit")
+        return model
+
     def write(self, content: bytes) -> Path:
         """Write `content` to a file of the store that no blob names yet."""
         path = self.new_file()
@@ -112,6 +151,7 @@ class Store:
                     self.lay_out(model, name, blob)
             model.revisions[revision] = files
             model.messages.append(message)
+            model.commits[model.head] = files
 
     def lay_out(self, model: Model, name: str, blob: Blob | None) -> None:
         """Let the folder on disk follow a commit to `master`."""
@@ -133,6 +173,13 @@ class Store:
     def visible(self, user: str | None, model_id: str) -> Model | None:
         model = self.models.get(model_id)
         return model if model and (not model.private or self.owns(user, model_id)) else None
+
+
+def is_large(name: str, size: int) -> bool:
+    """Whether a file is kept in the storage, as opposed to the repo itself."""
+    if NEVER_LARGE.fullmatch(name):
+        return False
+    return size > LARGE_SIZE or bool(LARGE_NAMES.fullmatch(name))
 
 
 def leads_out(name: str) -> bool:
