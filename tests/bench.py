@@ -200,7 +200,8 @@ class Bench:
         """One after the other, as in a shell loop, and the digests at the end."""
         lines = (f"url={a}\noutput={self.target / name}\n" for a, name in self.addresses())
         (self.folder / "list").write_text("".join(lines))
-        return ["sh", "-c", f"curl -s -K {self.folder / 'list'} && sha256sum -b {self.target}/*"]
+        fetch = f"curl -s -L -K {self.folder / 'list'}"
+        return ["sh", "-c", f"{fetch} && sha256sum -b {self.target}/*"]
 
     def start(self, tool: str) -> subprocess.Popen:
         with (self.folder / "log").open("w") as log:
@@ -316,7 +317,7 @@ def describe_machine(bench: Bench) -> str:
     disk = bench.bytes / (time.monotonic() - started) / MB
     [(address, _)] = bench.addresses()
     started = time.monotonic()
-    subprocess.run(["curl", "-s", "-o", os.devnull, address], check=True)
+    subprocess.run(["curl", "-s", "-L", "-o", os.devnull, address], check=True)
     link = bench.bytes / (time.monotonic() - started) / MB
     kind = ["stat", "-f", "-c", "%T", str(bench.folder)]
     kind = subprocess.run(kind, capture_output=True, text=True, check=True).stdout.strip()

@@ -115,13 +115,14 @@ class Scene:
         return self.files(self.cache, self.client.home, self.store.root)
 
     def find_token(self, result: Result) -> list[str]:
-        """Where the token was shown: a line, a file, a request to the host it is not for."""
+        """Where the token was shown: a line, a file, a request to a host it is not for."""
         lines = {"output": result.out, "error output": result.err}.items()
         found = [f"{n}: {line}" for n, text in lines for line in text.splitlines()]
         logins = self.client.home / ".modelscope" / "credentials"  # where it may stand
         files = self.files(logins, self.store.root)
         found += [f"file {n}: {files[n]!r}" for n in files if self.token.encode() in files[n]]
-        for request in self.foreign.log if self.foreign else ():
+        requests = [request for request in self.hub.log if request.host == "storage"]
+        for request in requests + (self.foreign.log if self.foreign else []):
             found.append(f"request: {request.method} {request.path} {request.headers.items()}")
         return [place for place in found if self.token in place]
 
