@@ -292,10 +292,10 @@ def disk(size: str, *, filler: int = 0, read_only: bool = False) -> Callable[[Sc
 
 
 def moving(scene: Scene) -> None:
-    """The branch gets another commit after the list, before the big file."""
+    """The branch gets another commit after the list, before the big file is asked for."""
     newer = FILES | {BIG: b"newer" * 100_000}
     scene.expected.append(newer)
-    scene.hub.queue("file", first(lambda: scene.store.add(MODEL, newer)), file=BIG)
+    scene.hub.queue("redirect", first(lambda: scene.store.add(MODEL, newer)), file=BIG)
 
 
 def stale(scene: Scene) -> None:
