@@ -18,21 +18,24 @@ from tests.hub.server import Response
 from tests.support.cases import (
     BIG,
     DOWNLOADS,
+    FALSE_SUCCESS,
     FILES,
+    LIMIT,
     MODEL,
     PARTS,
+    SUCCEEDED,
     UPLOADS,
     Case,
     Scene,
-    disk,
     judge,
     scene_of,
 )
-from tests.support.client import lay, tree, wait_until
+from tests.support.client import tree, wait_until
 
 KILLS = int(os.environ.get("TEST_KILLS", "18"))
 EXAMPLES = int(os.environ.get("TEST_EXAMPLES", "12"))
-BOUND = 20  # seconds, with waits as short as `tests.support.cases` makes them
+# A run that hangs is found by its own limit; a slow machine may take its time.
+pytestmark = pytest.mark.timeout(5 * LIMIT)
 
 
 def missing(scene: Scene) -> int:
@@ -44,20 +47,22 @@ def missing(scene: Scene) -> int:
     return sum(len(content) for digest, content in blobs.items() if digest not in scene.store.blobs)
 
 
-@pytest.mark.parametrize("case", DOWNLOADS + UPLOADS, ids=lambda case: case.name.replace("/", "|"))
+CASES = [case for case in DOWNLOADS + UPLOADS if FALSE_SUCCESS not in case.wanted]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace("/", "|"))
 def test_fault_ends_truly_and_the_next_run_moves_what_is_missing(case: Case) -> None:
     if case.name.startswith("disk: ") and os.geteuid() != 0:
         pytest.skip("only root may mount a disk")
     with scene_of(case) as scene:
         outcome = judge(scene, "ours")
-        assert outcome.verdict == case.wanted
-        assert outcome.named or not outcome.code
-        assert outcome.seconds < BOUND
+        assert outcome.verdict in case.wanted, outcome
+        assert case.warning in outcome.result.err
         scene.hub.check()
         scene.hub.faults.clear()
         scene.heal.close()
         scene.hub.rate = None
-        wait_until(lambda: not scene.hub.open)  # the hub has noticed that nobody listens
+        wait_until(lambda: not scene.hub.open, LIMIT)  # the hub has noticed that nobody listens
         to_move, before = missing(scene), scene.moved()
         again = scene.run("ours")
         assert again.code == 0, again
@@ -79,13 +84,13 @@ def test_kills_at_random_moments_lose_nothing(way: str, seed: int) -> None:
                 except subprocess.TimeoutExpired:
                     signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGINT]
                     process.send_signal(chance.choice(signals))
-                if process.wait(10):
+                if process.wait(LIMIT):
                     kills += 1
                 else:  # also when the signal met a process that was just about to be gone
                     assert scene.result() == FILES
                     start_over(scene)
         scene.hub.rate = None
-        wait_until(lambda: not scene.hub.open)  # what a killed run had under way has arrived
+        wait_until(lambda: not scene.hub.open, LIMIT)  # what a killed run had under way has arrived
         to_move, before = missing(scene), scene.moved()
         result = scene.run("ours")
         assert result.code == 0, result
@@ -109,10 +114,10 @@ def test_restart_of_the_hub_is_ridden_out(upload: bool) -> None:
     with scene_of(Case("restart", lambda scene: None, upload=upload)) as scene:
         scene.hub.rate = 300_000
         with scene.client.start(*scene.command("ours")) as process:
-            wait_until(lambda: scene.moved() > 50_000)
+            wait_until(lambda: scene.moved() > 50_000, LIMIT)
             scene.hub.restart()
             scene.hub.rate = None
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=LIMIT)
         assert process.returncode == 0, out + err
         assert scene.result() == FILES
 
@@ -125,21 +130,6 @@ def test_slow_but_living_link_outlasts_every_limit() -> None:
         assert (result.code, result.seconds > 12) == (0, True)
         assert scene.result() == FILES
         assert len(scene.hub.requests("file", BIG)) == 1
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk")
-@pytest.mark.parametrize(("size", "left"), [("3400k", 0), ("4m", 1_500_000)])
-def test_too_little_space_to_join_the_parts_fails_before_the_first_byte(
-    size: str, left: int
-) -> None:
-    """A part is there twice for a moment; and what a killed run had joined is begun anew."""
-    with scene_of(Case("space", disk(size), env=PARTS)) as scene:
-        if left:
-            lay(scene.snapshot, {f"{BIG}.parallel_tmp": bytes(left)})
-        result = scene.run("ours")
-        assert result.code == 1
-        assert "OSError(28, " in result.out
-        assert scene.hub.requests("file") == []
 
 
 def test_file_without_a_digest_is_named(capfd: pytest.CaptureFixture) -> None:
@@ -180,7 +170,7 @@ JSON = st.recursive(
 def assert_no_trace(scene: Scene, *command: str, **env: str | None) -> None:
     """Run a command; it ends with a code of ours, and shows neither a traceback nor the token."""
     before = scene.elsewhere()
-    result = scene.client.run(*command, timeout=60, **env)
+    result = scene.client.run(*command, timeout=LIMIT, **env)
     assert result.code in (0, 1, 2), result
     assert "Traceback" not in result.out + result.err
     assert TOKEN not in result.out + result.err
@@ -262,5 +252,5 @@ def test_hub_that_throttles_connections_is_ridden_out(env: dict[str, str]) -> No
         scene.expected = [files]
         scene.hub.rate, scene.hub.connections = size, 4
         outcome = judge(scene, "ours")
-        assert (outcome.verdict, outcome.code) == ("true success", 0)
+        assert outcome.verdict == SUCCEEDED, outcome
         assert 429 in {request.status for request in scene.hub.requests("file")}
