@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub import Hub, Store
-from tests.hub.models import WORDS, write
+from tests.hub.models import SENTENCES, files
 from tests.support.builders import (
     Buildah,
     Builder,
@@ -46,7 +46,7 @@ SERVE = """
 ARG PYTHON_IMAGE
 FROM ${PYTHON_IMAGE}
 COPY requirements.txt /
-RUN pip install --no-cache-dir -c /requirements.txt safetensors tokenizers numpy
+RUN pip install --no-cache-dir -c /requirements.txt safetensors tokenizers
 WORKDIR /srv
 COPY serve.py ./
 USER 65534:65534
@@ -58,7 +58,7 @@ CMD ["/srv/serve.py", "there"]
 SERVER = """
 import errno, json, os, socket, sys
 from pathlib import Path
-from safetensors import safe_open
+from safetensors import deserialize
 from tokenizers import Tokenizer
 
 def reach(host, port):
@@ -72,14 +72,15 @@ model = Path(os.environ["MODEL_DIR"])
 index = json.loads((model / "model.safetensors.index.json").read_text())["weight_map"]
 tensors = {}
 for shard in sorted(set(index.values())):
-    with safe_open(model / shard, "numpy") as file:
-        tensors |= {name: file.get_tensor(name).tobytes().hex()[:32] for name in file.keys()}
-text = Tokenizer.from_file(str(model / "tokenizer.json")).encode("the model goes up .")
+    found = deserialize((model / shard).read_bytes())
+    tensors |= {name: bytes(tensor["data"]).hex()[:32] for name, tensor in found}
+tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+text = tokenizer.decode(tokenizer.encode(SENTENCE).ids)
 print(json.dumps({
     "user": os.getuid(),
     "missing": sorted(index.keys() ^ tensors.keys()),
     "tensors": tensors,
-    "words": text.tokens,
+    "text": text,
     "connections": [reach(*address.split(":")) for address in sys.argv[1:]],
 }))
 """
@@ -103,25 +104,25 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
 def serve_image(builder: Builder, tmp_path_factory: pytest.TempPathFactory) -> str:
     context = tmp_path_factory.mktemp("serve")
     (context / "Dockerfile").write_text(SERVE)
-    (context / "serve.py").write_text(SERVER)
+    (context / "serve.py").write_text(f"SENTENCE = {SENTENCES[0]!r}\n{SERVER}")
     shutil.copy(ROOT / "tests/requirements.txt", context)
     builder.build("serve", context=context)
     return "serve"
 
 
 @pytest.fixture
-def model(store: Store, tmp_path: Path) -> dict[str, bytes]:
+def model(store: Store) -> dict[str, bytes]:
     """The files of a model that the hub has, small but real, one of them in a folder."""
-    files = written(tmp_path / "model", MODEL, layers=2)
-    store.add(MODEL, files)
-    return files
+    model = files() | {"nested/notes.txt": MODEL.encode()}
+    store.add(MODEL, model)
+    return model
 
 
 @pytest.fixture
-def draft(store: Store, tmp_path: Path) -> dict[str, bytes]:
-    files = written(tmp_path / "draft", DRAFT, layers=1)
-    store.add(DRAFT, files)
-    return files
+def draft(store: Store) -> dict[str, bytes]:
+    draft = files("draft") | {"nested/notes.txt": DRAFT.encode()}
+    store.add(DRAFT, draft)
+    return draft
 
 
 @pytest.fixture
@@ -139,13 +140,6 @@ def context(tmp_path: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     return folder
-
-
-def written(folder: Path, name: str, *, layers: int) -> dict[str, bytes]:
-    folder.mkdir()
-    write(folder, name, layers=layers)
-    files = {path.name: path.read_bytes() for path in folder.iterdir()}
-    return files | {"nested/notes.txt": name.encode()}
 
 
 def build(
@@ -576,7 +570,7 @@ def test_model_is_served_without_a_network_by_an_unprivileged_user(
     assert (said["user"], said["missing"]) == (65534, [])
     index = json.loads(model["model.safetensors.index.json"])["weight_map"]
     assert said["tensors"].keys() == index.keys()
-    assert set(said["words"]) < set(WORDS) - {"<unk>"}
+    assert said["text"] == SENTENCES[0]
     assert set(said["connections"]) <= {"ENETUNREACH", "ECONNREFUSED"}
     reached = builder.run("served", *words[:-1], network=True, user=NOBODY)
     assert json.loads(reached.lines[-1])["connections"] == ["reached"]
