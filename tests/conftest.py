@@ -15,6 +15,11 @@ from tests.support.client import Client
 MANY = 9  # cases of one test, beyond which a third of them has to do
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two for each processor, as half of a test's time is the SDK's pauses."""
+    return 2 * (os.cpu_count() or 1)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out two thirds of the long tables, unless TEST_ALL is set, as the gate does."""
     if os.environ.get("TEST_ALL"):

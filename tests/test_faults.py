@@ -221,7 +221,7 @@ def test_no_file_list_writes_outside_or_shows_a_traceback(entries: list, whole: 
 @pytest.mark.parametrize("upload", [False, True], ids=["download", "upload"])
 @SHORT
 @given(
-    route=st.sampled_from(["login", "info", "list", "file", "batch", "blob", "commit"]),
+    route=st.sampled_from(["login", "revisions", "list", "file", "batch", "blob", "commit"]),
     code=st.sampled_from([200, 204, 301, 400, 401, 403, 404, 409, 416, 429, 500, 503]),
     body=st.one_of(
         st.binary(max_size=50),

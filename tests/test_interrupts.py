@@ -136,7 +136,7 @@ def test_signal_while_the_hub_says_nothing_ends_a_download(
     assert result.seconds < 2
 
 
-@pytest.mark.parametrize("route", ["login", "info", "list", "batch", "blob", "commit"])
+@pytest.mark.parametrize("route", ["login", "revisions", "list", "batch", "blob", "commit"])
 @pytest.mark.parametrize("number", SIGNALS)
 def test_signal_while_the_hub_says_nothing_ends_an_upload(
     client: Client, hub: Hub, route: str, number: int

@@ -578,7 +578,7 @@ def test_refused_commit_fails_and_names_each_file(
     assert on_hub(store) == {}
 
 
-@pytest.mark.parametrize("route", ["info", "batch", "blob", "commit", "list"])
+@pytest.mark.parametrize("route", ["revisions", "batch", "blob", "commit", "list"])
 @pytest.mark.parametrize("fault", [refuse, status(503), status(429, Retry_After="1")])
 def test_fault_that_passes_is_ridden_out(
     client: Client, store: Store, hub: Hub, folder: Path, route: str, fault: Fault

@@ -507,7 +507,7 @@ def odd_names(scene: Scene) -> None:
 
 
 # Routes that ours asks before and after an upload: it goes on without an answer.
-PROBES = {"info": SUCCESS, "list": SUCCESS | {"warning": "上传结果未核对"}}
+PROBES = {"revisions": SUCCESS, "list": SUCCESS | {"warning": "上传结果未核对"}}
 STAYS = SUCCESS | {"warning": "不会上传"}
 
 
@@ -515,7 +515,7 @@ def upload_cases() -> list[Case]:
     """The same on every step of an upload, and the folder itself."""
     refused = answers({"Success": False, "Message": "rejected"})
     cases = []
-    for route in ("info", "batch", "blob", "commit", "list"):
+    for route in ("revisions", "batch", "blob", "commit", "list"):
         passing = {
             "reset": refuse,
             "429, Retry-After": status(429, Retry_After="1"),
