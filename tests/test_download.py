@@ -725,6 +725,15 @@ def test_broken_setting_of_the_sdk_fails_without_a_traceback(client: Client) -> 
     failed(download(client, MODELSCOPE_LOG_LEVEL="DEBUG"))
 
 
+def test_torch_beside_the_sdk_is_not_imported_and_nothing_is_left_unchecked(
+    client: Client,
+) -> None:
+    lay(client.work / "path", {"torch/__init__.py": b"raise SystemExit('torch was imported')"})
+    result = download(client, PYTHONPATH=str(client.work / "path"))
+    assert result.code == 0, result
+    assert "WARNING" not in result.err
+
+
 def test_missing_sdk_fails_without_a_traceback(client: Client) -> None:
     bare = [sys.executable, "-S", ROOT / "download_model.py"]
     failed(client.run(*bare, MODEL_ID=MODEL), "ModuleNotFoundError(")

@@ -594,6 +594,15 @@ def test_hub_that_is_down_fails(client: Client, folder: Path) -> None:
     failed(result, "ERROR: 上传失败：NetworkError(")
 
 
+def test_torch_beside_the_sdk_is_not_imported_and_nothing_is_left_unchecked(
+    client: Client, store: Store, folder: Path
+) -> None:
+    lay(client.work / "path", {"torch/__init__.py": b"raise SystemExit('torch was imported')"})
+    result = upload(client, PYTHONPATH=str(client.work / "path"))
+    assert (result.code, warnings(result)) == (0, []), result
+    assert on_hub(store) == FILES
+
+
 def test_missing_sdk_fails_without_a_traceback(client: Client, folder: Path) -> None:
     bare = [sys.executable, "-S", ROOT / "upload_model.py"]
     result = client.run(*bare, REPO_ID=REPO, MODEL_DIR="folder")
