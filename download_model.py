@@ -520,7 +520,8 @@ def keep_secret(token: str) -> None:
     So with the passwords in addresses of the environment, such as a proxy's.
     """
     urls = (re.match(r"\w+://[^:@/]*:(.+)@", value) for value in os.environ.values())
-    for secret in (token, *(url[1] for url in urls if url)):
+    parts = [part for url in urls if url for part in url[1].split("/") if len(part) > 3]
+    for secret in (token, *parts):
         SECRETS.update({secret, repr(secret)[1:-1]} - {""})
 
 

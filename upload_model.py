@@ -212,10 +212,10 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
     that cannot go up whole, LookupError for a missing repo, RuntimeError when the hub does not
     hold the folder afterwards, and what the SDK raises.
     """
+    from modelscope_hub import NetworkError
     from modelscope_hub.utils import compute_hash
 
     sizes, ignored = list_files(folder)
-    refuse_missing_repo(api, repo_id)
     CHECKED.add((repo_id, folder))
     # The SDK hashes the files too, before it sends them: leave the processor to it, where a
     # priority is a thread's own.
@@ -230,9 +230,12 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
     record = find_record(repo_id, folder)
     remembered = record is not None and record.exists()
     try:
-        missing = list(sizes)
-        with contextlib.suppress(Exception):  # a probe that fails is no answer
+        missing, unreachable = list(sizes), False
+        try:
             missing = compare()
+        except Exception as error:  # a probe that fails is no answer
+            unreachable = isinstance(error, NetworkError)
+        refuse_missing_repo(api, repo_id, unreachable)
         if sizes and not missing:
             print("The hub has all of it already; nothing is sent.", file=sys.stderr)
             return None
@@ -294,12 +297,13 @@ def raise_error(error: OSError) -> NoReturn:
     raise error
 
 
-def refuse_missing_repo(api: Any, repo_id: str) -> None:
+def refuse_missing_repo(api: Any, repo_id: str, unreachable: bool) -> None:
     """Raise LookupError for a missing repo, and keep the SDK from creating one, for all to see.
 
-    Two probes have to deny it, as hubs have been seen to deny what they have.
+    Two probes have to deny it, as hubs have been seen to deny what they have. Raises NetworkError
+    when the hub was `unreachable` before, and still is: the SDK would try for ten minutes.
     """
-    from modelscope_hub import NotExistError
+    from modelscope_hub import NetworkError, NotExistError
 
     api.create_repo = lambda *args, **settings: None
     for probe in (api.list_repo_revisions, api.repo_exists):
@@ -308,7 +312,9 @@ def refuse_missing_repo(api: Any, repo_id: str) -> None:
                 return
         except NotExistError:
             continue
-        except Exception:  # a probe that fails is no answer
+        except Exception as error:  # a probe that fails is no answer
+            if unreachable and isinstance(error, NetworkError):
+                raise
             return
     create = f"modelscope create {repo_id} --repo-type model --visibility private"
     raise LookupError(f"仓库 {repo_id} 不存在，或当前登录无权查看；创建：{create}")
@@ -453,7 +459,8 @@ def keep_secret(token: str) -> None:
     So with the passwords in addresses of the environment, such as a proxy's.
     """
     urls = (re.match(r"\w+://[^:@/]*:(.+)@", value) for value in os.environ.values())
-    for secret in (token, *(url[1] for url in urls if url)):
+    parts = [part for url in urls if url for part in url[1].split("/") if len(part) > 3]
+    for secret in (token, *parts):
         SECRETS.update({secret, repr(secret)[1:-1]} - {""})
 
 

@@ -716,9 +716,10 @@ def test_files_that_keep_failing_are_listed_each_with_its_cause(client: Client, 
     assert (snapshot(client.work) / "nested/deep/tokenizer.json").exists()
 
 
-def test_hub_that_is_down_fails(client: Client) -> None:
+def test_hub_that_is_down_fails_with_what_to_check(client: Client) -> None:
     result = download(client, MODELSCOPE_ENDPOINT="http://127.0.0.1:9")
     failed(result, "NetworkError(")
+    assert "The hub cannot be reached" in result.err
 
 
 def test_broken_setting_of_the_sdk_fails_without_a_traceback(client: Client) -> None:

@@ -291,7 +291,7 @@ def test_large_files_come_with_few_threads_and_descriptors(
         {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "PYTHONFAULTHANDLER": "1"},
         {"TQDM_DISABLE": "0"},
         {"TQDM_DISABLE": "1"},
-        {"TQDM_MININTERVAL": "0", "TQDM_ASCII": "1", "TQDM_NCOLS": "40"},
+        {"TQDM_MININTERVAL": "0"},
         {"TQDM_POSITION": "-1"},
         {"NO_COLOR": "1", "FORCE_COLOR": "1", "COLUMNS": "0", "LINES": "x", "TERM": ""},
         {"MODELSCOPE_LOG_LEVEL": "10"},

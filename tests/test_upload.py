@@ -589,9 +589,10 @@ def test_fault_that_passes_is_ridden_out(
     assert on_hub(store) == FILES
 
 
-def test_hub_that_is_down_fails(client: Client, folder: Path) -> None:
-    result = upload(client, MODELSCOPE_ENDPOINT="http://127.0.0.1:9")
-    failed(result, "ERROR: 上传失败：NetworkError(")
+def test_hub_that_is_down_fails_before_anything_is_tried(client: Client, folder: Path) -> None:
+    result = upload(client, MODELSCOPE_API_TOKEN=None, MODELSCOPE_ENDPOINT="http://127.0.0.1:9")
+    failed(result, "ERROR: 上传失败：NetworkError(", "The hub cannot be reached")
+    assert "bytes to upload" not in result.err
 
 
 def test_torch_beside_the_sdk_is_not_imported_and_nothing_is_left_unchecked(
