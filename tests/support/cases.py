@@ -442,6 +442,50 @@ def disk_cases() -> list[Case]:
     ]
 
 
+def rule(**rules: object) -> Callable[[Scene], None]:
+    """The hub follows another record of the real one, until the next run."""
+
+    def set_up(scene: Scene) -> None:
+        usual = dict(vars(scene.hub.rules))
+        vars(scene.hub.rules).update(rules)
+        scene.heal.callback(vars(scene.hub.rules).update, usual)
+
+    return set_up
+
+
+def expire(scene: Scene) -> None:
+    """The signed address of the big file is too old when it is asked."""
+    scene.hub.queue("file", first(scene.hub.expire), file=BIG)
+
+
+def recorded_cases() -> list[Case]:
+    """What others have recorded of the real hub."""
+    unreadable = {"Code": 10990101004, "Success": False, "Message": "获取模型目录树失败"}
+    return [
+        Case("list: unreadable as 404, once", on("list", status(404, "no tree")), **SUCCESS),
+        Case("list: unreadable as 200, once", on("list", answers(unreadable)), **SUCCESS),
+        Case("list: unreadable as 200, always", always("list", answers(unreadable))),
+        Case("list: no digest of small files", rule(no_digest="small"), **SUCCESS),
+        Case("file: its signed address has expired", expire, **SUCCESS),
+        Case("file in parts: its signed address has expired", expire, **SUCCESS, env=PARTS),
+        Case("file: signed addresses are good for nothing", rule(lifetime=0)),
+        Case("file in parts: ranges are answered 200", rule(partial=False), **SUCCESS, env=PARTS),
+    ]
+
+
+def recorded_uploads() -> list[Case]:
+    """The same, of writing."""
+    patient = {"MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS": "60"}
+    busy = status(429, "commit lock busy")
+    return [
+        Case("list: three requests behind the commit", rule(lag=3), **SUCCESS, env=patient),
+        Case("list: four seconds behind the commit", rule(lag_seconds=4), **SUCCESS, env=patient),
+        Case("commit: lock busy, once", on("commit", busy), **SUCCESS),
+        Case("commit: limit reached", rule(commits=0)),
+        Case("commit: a path is refused", rule(refused=".*vocab.*")),
+    ]
+
+
 # --- the list: uploads --------------------------------------------------------------------------
 
 
@@ -563,10 +607,11 @@ def upload_cases() -> list[Case]:
         Case("hub: connection refused", no_hub),
         Case("commit: redirect to another host, always", fishing("commit"), hostile=True),
     ]
+    cases += recorded_uploads()
     for case in cases:
         case.upload = True
     return cases
 
 
-DOWNLOADS = [*file_cases(), *list_cases(), *hostile_cases(), *disk_cases()]
+DOWNLOADS = [*file_cases(), *list_cases(), *recorded_cases(), *hostile_cases(), *disk_cases()]
 UPLOADS = upload_cases()
