@@ -222,7 +222,8 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
     nice = functools.partial(os.nice, 19) if sys.platform == "linux" else None
     pool = ThreadPoolExecutor(2, initializer=nice)
     paths = {name: folder / name for name in sizes}
-    if spare_threads(THREADS) < THREADS:  # what few there are the SDK needs
+    few_threads = spare_threads(THREADS) < THREADS
+    if few_threads:  # the SDK needs them
         digests = {n: functools.partial(compute_hash, path, "sha256") for n, path in paths.items()}
     else:
         digests = {n: pool.submit(compute_hash, path, "sha256").result for n, path in paths.items()}
@@ -239,11 +240,11 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
         if sizes and not missing:
             print("The hub has all of it already; nothing is sent.", file=sys.stderr)
             return None
-        commits = send(door, sizes, missing, ignored, record)
+        commits = send(door, sizes, missing, ignored, record, few_threads)
         missing = await_list(compare, LIST_SECONDS if commits else 0)
         if missing and remembered:  # the hub has lost what the SDK remembers as committed
             record.unlink()
-            commits = send(door, sizes, missing, ignored, record)
+            commits = send(door, sizes, missing, ignored, record, few_threads)
             missing = await_list(compare, LIST_SECONDS)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -336,15 +337,14 @@ def send(
     missing: list[str],
     ignored: list[str],
     record: Path | None,
+    few_threads: bool,
 ) -> Any:
     """Let the SDK upload, and return its commits; large blobs, which can't resume, few at once."""
     from modelscope_hub.constants import UPLOAD_BLOB_PROGRESS_THRESHOLD_BYTES as LARGE
     from modelscope_hub.constants import UPLOAD_MAX_CONCURRENT_WORKERS as LARGE_AT_ONCE
 
     small = max(sizes.values(), default=0) <= LARGE
-    workers = SMALL_AT_ONCE if small else LARGE_AT_ONCE
-    if spare_threads(THREADS) < THREADS:  # what few there are have to do
-        workers = 1
+    workers = 1 if few_threads else SMALL_AT_ONCE if small else LARGE_AT_ONCE
     # The hub may refuse a file that has not changed. (The SDK tries each pattern on each name.)
     only = [glob.escape(name) for name in missing] if len(missing) <= FEW else None
     total = sum(sizes[name] for name in missing)
