@@ -15,7 +15,6 @@ from __future__ import annotations
 import signal
 
 SIGNALS = {n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN}
-
 if __name__ == "__main__":  # before anything takes time: they wait for `end_on_signal`
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
@@ -26,7 +25,6 @@ import functools
 import inspect
 import io
 import logging
-import math
 import os
 import re
 import shutil
@@ -36,7 +34,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any, NoReturn
 
@@ -120,16 +118,16 @@ def main() -> int:
     """Log in, download the model, then the draft model if one is named; return the exit code."""
     args = parse_args()
     os.environ.pop("MODELSCOPE_API_TOKEN", None)  # --token has it, or it isn't to be used
-    guard_sdk(args.token)
+    keep_secret(args.token)
+    guard_sdk()
     try:
-        validate(args.model_name, args.cache_dir)
-        check_sdk(args.token)
+        validate(args)
         if args.token:
             HubApi().login(args.token)
             print("Using ModelScope token for authenticated download.")
         model_dir = snapshot_download(
             args.model_name,
-            cache_dir=os.path.expanduser(args.cache_dir),
+            cache_dir=os.path.abspath(os.path.expanduser(args.cache_dir)),
             revision=args.revision or DEFAULT_REVISION,
         )
     except Exception as error:  # whatever it is, it ends as a failed download
@@ -137,7 +135,7 @@ def main() -> int:
         return 1
     print("Model download successful!")
     print(f"Resolved model_dir: {hide(os.path.abspath(model_dir))}")
-    if os.path.abspath(model_dir) not in CHECKED:
+    if os.path.realpath(model_dir) not in CHECKED:
         print(UNCHECKED, file=sys.stderr)
     return download_draft(args) if args.draft_model_name else 0
 
@@ -147,7 +145,7 @@ def download_draft(args: argparse.Namespace) -> int:
     name, revision = args.draft_model_name, args.draft_revision or DEFAULT_REVISION
     print(f"[spec] Downloading draft model: {hide(name)} (revision={hide(revision)})")
     try:
-        cache_dir = os.path.expanduser(args.cache_dir)
+        cache_dir = os.path.abspath(os.path.expanduser(args.cache_dir))
         draft_dir = snapshot_download(name, cache_dir=cache_dir, revision=revision)
     except Exception as error:  # whatever it is, it ends as a failed draft
         if args.draft_optional:
@@ -157,17 +155,16 @@ def download_draft(args: argparse.Namespace) -> int:
         return 2
     print("[spec] Draft model download successful!")
     print(f"[spec] Resolved draft_model_dir: {hide(os.path.abspath(draft_dir))}")
-    if os.path.abspath(draft_dir) not in CHECKED:
+    if os.path.realpath(draft_dir) not in CHECKED:
         print(UNCHECKED, file=sys.stderr)
     return 0
 
 
-def validate(model_name: str, cache_dir: str) -> None:
-    """Raise ValueError for a blank argument."""
-    if not model_name:
-        raise ValueError("MODEL_ID or --model_name is blank; name a model, or unset MODEL_ID")
-    if not cache_dir.strip():
-        raise ValueError("--cache_dir is blank; name a folder")
+def validate(args: argparse.Namespace) -> None:
+    """Raise what kept the SDK away, and ValueError for arguments that cannot be meant."""
+    check_sdk(args.token)
+    if not (args.model_name and args.cache_dir.strip()):
+        raise ValueError("a blank --model_name or --cache_dir; name one, or unset MODEL_ID")
 
 
 # --- the guard at the SDK's door ------------------------------------------------------------------
@@ -178,22 +175,20 @@ Stats = dict[str, os.stat_result]  # by name, what stands in a folder
 CHECKED: dict[str, tuple[str, str]] = {}  # folders, and the model id and revision in each
 
 
-def guard_sdk(token: str) -> None:
+def guard_sdk() -> None:
     """Wrap `modelscope_hub.HubApi.download_repo`, through which all of `snapshot_download` passes.
 
     An SDK that has none, or whose `download_repo` takes no file list, stays as it is.
     """
-    keep_secret(token)
     try:
         from modelscope_hub import HubApi as Hub
         from modelscope_hub import HubConfig
 
-        download_repo = inspect.unwrap(Hub.download_repo)
+        download_repo = Hub.download_repo
         keep_secret(HubConfig().token or "")  # of a stored login
     except (ImportError, AttributeError):
         return
 
-    @functools.wraps(download_repo)
     def guarded(api: Any, repo_id: str, repo_type: str, **call: Any) -> Path:
         door = functools.partial(download_repo, api, repo_id, repo_type)
         return door(**call) if call["local_files_only"] else guard(api, repo_id, door, call)
@@ -208,39 +203,29 @@ def guard(api: Any, model_id: str, door: Callable[..., Path], call: dict[str, An
     `door` is the SDK's `download_repo` for this model, `call` its arguments. Raises ValueError for
     a list, OSError for a folder, LookupError for a revision that won't do; and what the SDK raises.
     """
-    revision = call["revision"]
+    revision, cache_dir = call["revision"], call["cache_dir"]
     if model_id.count("/") != 1 or model_id.strip("/") != model_id or escapes_folder(model_id):
         raise ValueError(f"{model_id!r} is not a model id; expected OWNER/NAME")
     if escapes_folder(revision):
         raise ValueError(f"{revision!r} is not a revision; expected a branch, a tag or a commit")
     files = check_list(list_files(api, model_id, revision))
-    for name in ("cache_dir", "local_dir"):
-        call[name] = call[name] and os.path.abspath(call[name])
-    os.makedirs(call["cache_dir"], exist_ok=True)
+    os.makedirs(cache_dir, exist_ok=True)
     folder = claim_folder((model_id, revision), door, call)
-    before = scan(folder)
-    check_places(folder, files, before)
-    room = check_space(files, before, call["cache_dir"])
-    call["file_list"], call["max_workers"] = plan(files, before, room)
-    total = sum(file.size for file in files.values())
-    stats = {name: before[name] for name in files.keys() & before.keys()}
-    same = sum(files[name].size for name, s in stats.items() if s.st_size == files[name].size)
-    begun: set[str] = set()
-    with open_bar(total, same) as bar:
-        fetch(door, call | {"progress_callbacks": [functools.partial(begin_file, bar, begun)]})
+    on_disk = scan(folder)
+    check_places(folder, files, on_disk)
+    missing, free = check_space(files, on_disk, cache_dir)
+    call["file_list"], call["max_workers"] = plan(files, on_disk, free - missing)
+    with open_bar(missing) as bar:
+        count = SimpleNamespace(update=bar.update, end=lambda: None)
+        fetch(door, call | {"progress_callbacks": [lambda name, size: count]})
     check_snapshot(folder, files)
-    repaired = len(begun & before.keys())
-    how = f"{len(begun) - repaired} downloaded, {repaired} repaired"
-    there = len(files) - len(begun)
-    print(f"{len(files)} files, {total} bytes: {how}, {there} there already", file=sys.stderr)
     return Path(folder)
 
 
 def escapes_folder(name: str) -> bool:
     """Tell whether a file name, joined to a folder, may point out of it on any system."""
-    parts = PurePosixPath(name).parts
-    absolute = PurePath(name).anchor or PureWindowsPath(name).is_absolute()
-    return bool(absolute) or ".." in parts or "\\" in name or not parts
+    path = PureWindowsPath(name)
+    return bool(path.root) or ".." in path.parts or "\\" in name or not path.parts
 
 
 def list_files(api: Any, model_id: str, revision: str) -> list[Any]:
@@ -323,15 +308,15 @@ def claim_folder(model: tuple[str, str], door: Callable[..., Path], call: dict[s
     from modelscope_hub import CacheNotFound
 
     try:
-        folder = str(door(**call | {"local_files_only": True}))
+        folder = door(**call | {"local_files_only": True})
     except CacheNotFound as error:  # not there yet; the error says where the SDK looked
         folder = error.cache_dir
     here = os.path.realpath(folder)
-    for taken, owner in ((os.path.realpath(path), owner) for path, owner in CHECKED.items()):
+    for taken, owner in CHECKED.items():
         if owner != model and os.path.commonpath([taken, here]) in (taken, here):
             raise ValueError(f"{taken} holds the main model; use another --cache_dir for one")
-    CHECKED[folder] = model
-    return folder
+    CHECKED[here] = model
+    return str(folder)
 
 
 def scan(folder: str) -> Stats:
@@ -344,60 +329,59 @@ def scan(folder: str) -> Stats:
     return found
 
 
-def finished(name: str) -> str:
-    """Return the file that the SDK makes of an unfinished one; other names stay as they are."""
-    return re.sub(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$", "", name)
-
-
 def check_places(folder: str, files: Files, on_disk: Stats) -> None:
     """Raise OSError where the SDK would write through a link, a pipe or a device."""
     parents = {str(parent) for name in files for parent in PurePosixPath(name).parents}
     odd = []
     for name, status in on_disk.items():
-        if stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode):
-            continue
-        path, target = Path(folder, name), finished(name)
         # A link in a file's own place is replaced, and read only if it leads to a file.
+        path = Path(folder, name)
         replaced = name in files and (path.is_file() or not path.exists())
-        if name in parents or (files.keys() & {name, target} and not replaced):
+        special = not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+        if special and not replaced and (name in parents or find_target(name, files) in files):
             odd.append(name)
     if odd:
         reason = f"links, pipes or devices stand where files are to go; remove them: {odd}"
         raise OSError(errno.EEXIST, reason, folder)
 
 
-def check_space(files: Files, on_disk: Stats, cache_dir: str) -> float:
-    """Return how many bytes will be free after the download; raise OSError for fewer than none."""
+def find_target(name: str, files: Files) -> str:
+    """Return the file that the SDK makes of an unfinished one; others stay as they are."""
+    unfinished = r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$"
+    return name if name in files else re.sub(unfinished, "", name)
+
+
+def check_space(files: Files, on_disk: Stats, cache_dir: str) -> tuple[int, float]:
+    """Return how many bytes are still to come and how many are free; raise OSError if too few."""
     have: Counter[str] = Counter()
     for name, status in on_disk.items():
-        for key in {name, finished(name)}:
-            have[key] += status.st_size
+        have[find_target(name, files)] += status.st_size
     missing = sum(max(0, file.size - have[name]) for name, file in files.items())
     disk = shutil.disk_usage(cache_dir)
-    free = disk.total - disk.used if disk.total else math.inf  # some file systems tell nothing
+    free = disk.total - disk.used if disk.total else float("inf")  # some file systems tell nothing
     if missing > free:
         reason = f"{missing} bytes are still to come, and {free} are free"
         raise OSError(errno.ENOSPC, reason, cache_dir)
-    return free - missing
+    return missing, free
 
 
 def plan(files: Files, on_disk: Stats, room: float) -> tuple[list[dict], int]:
     """Return the file list for the SDK, and how many files it is to fetch at once.
 
     The SDK fetches a large file in parts when its size is given. Few large files come in parts,
-    many in one stream each, all at once; what was begun goes on as it was begun. Joining the parts
+    many in one stream each, all at once; an unfinished file goes on as it was begun. Joining parts
     takes some of the `room`, in bytes, that the download leaves.
     """
     from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
     from modelscope_hub.constants import DOWNLOAD_PART_SIZE as PART
 
     large = {name for name, file in files.items() if file.size > IN_PARTS}
-    begun = {finished(name): name for name in on_disk if finished(name) != name}
-    whole = {name for name in large if begun.get(name, "").endswith(".incomplete")}
+    whole = {name for name in large if f"{name}.incomplete" in on_disk}
+    begun = {find_target(name, files) for name in on_disk.keys() - files.keys()}
     if len(large) >= MANY_LARGE or room < 2 * LARGE_AT_ONCE * PART:
-        whole |= {name for name in large - begun.keys() if files[name].sha256}
+        whole |= {name for name in large - begun if files[name].sha256}
     at_once = LARGE_AT_ONCE if large - whole else FILES_AT_ONCE
-    if spare_threads(THREADS) < THREADS:  # what few there are have to do
+    if has_few_threads():  # what few there are have to do
         whole, at_once = large, 1
     sizes = {name: file.size or None for name, file in files.items() if name not in whole}
     entries = [{"Path": n, "Sha256": f.sha256, "Size": sizes.get(n)} for n, f in files.items()]
@@ -416,17 +400,6 @@ def fetch(door: Callable[..., Path], call: dict[str, Any]) -> None:
             raise
         pause(f"{len(failed)} of {len(files)} files failed")
         door(**call | {"file_list": [file for file in files if file["Path"] in failed]})
-
-
-def begin_file(bar: Any, begun: set[str], name: str, size: int) -> SimpleNamespace:
-    """Return what the SDK tells of the bytes of a file that it begins: they go into one bar."""
-    begun.add(name)
-
-    def update(size: int) -> None:
-        with bar.get_lock():  # files come in threads
-            bar.update(size)
-
-    return SimpleNamespace(update=update, end=lambda: None)
 
 
 def pause(reason: str) -> None:
@@ -457,33 +430,39 @@ def report(failed: str, error: Exception) -> None:
     advise(error)
 
 
-# --- progress, streams, signals, the parser's error -----------------------------------------------
-
-
 # From here on the same as in `upload_model.py`: each script is copied alone.
 
 
-def open_bar(total: int, done: int = 0) -> Any:
+def open_bar(total: int) -> Any:
     """Return a bar over the bytes of all files; without a terminal, a line every ten seconds."""
     from tqdm.auto import tqdm
 
     tqdm.monitor_interval = 0  # a thread less
-    looks = {"total": total, "initial": done, "unit": "B", "unit_scale": True, "desc": "Total"}
+    looks = {"total": total, "unit": "B", "unit_scale": True, "desc": "Total"}
     if not sys.stderr.isatty():
         looks |= {"mininterval": 10, "delay": 10, "leave": False, "ascii": True, "ncols": 80}
     return tqdm(**looks, miniters=1, disable=False)
 
 
-def spare_threads(wanted: int) -> int:
-    """Return how many threads may be started, `wanted` at the most: past a limit the SDK fails."""
-    done, threads = threading.Event(), []
-    with contextlib.suppress(RuntimeError):
-        while len(threads) < wanted:
-            thread = threading.Thread(target=done.wait)
-            thread.start()
-            threads.append(thread)
-    done.set()
-    return len(threads)
+def has_few_threads() -> bool:
+    """Tell whether this process may start only some: the SDK fails where it gets no more."""
+    done = threading.Event()
+    try:
+        for _ in range(THREADS):
+            threading.Thread(target=done.wait).start()
+    except RuntimeError:
+        return True
+    finally:
+        done.set()
+    return False
+
+
+def check_sdk(token: str) -> None:
+    """Raise what kept the SDK away, and ValueError for what cannot be a token."""
+    if SDK_ERROR:
+        raise SDK_ERROR
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("the token has characters that cannot occur in a token; copy it again")
 
 
 def advise(error: Exception) -> None:
@@ -499,15 +478,7 @@ def advise(error: Exception) -> None:
         print(f"Install the SDK: {INSTALL}", file=sys.stderr)
 
 
-def check_sdk(token: str) -> None:
-    """Raise what kept the SDK away, and ValueError for what cannot be a token."""
-    if SDK_ERROR:
-        raise SDK_ERROR
-    if not (token.isascii() and token.isprintable()):
-        raise ValueError("the token has characters that cannot occur in a token; copy it again")
-
-
-SECRETS: set[str] = set()  # what `hide` hides
+SECRETS: set[str] = set()
 IN_ADDRESSES = re.compile(  # passwords, and what signs an address
     r"(://)[^\s@'\"]+(?=@)|([?&][^=&\s]*(?:key|sign|token)[^=&\s]*=)[^&\s'\")]+", re.IGNORECASE
 )
@@ -532,29 +503,33 @@ def hide(text: str) -> str:
     return IN_ADDRESSES.sub(r"\1\2***", text)
 
 
-class Log(io.TextIOWrapper):
-    """Standard error without secrets and control characters; a closed one must not fail the run."""
+class Stream(io.TextIOWrapper):
+    """Standard output or error, without secrets and control characters, at once.
+
+    A result that cannot be written is a failure; a log that cannot is none.
+    """
 
     def write(self, text: str) -> int:
         if text.startswith("\r") and not self.isatty():  # a bar becomes a line
             text = f"{text.strip()}\n" if text.strip() else ""
-        if text.strip("\n\x1b[A"):  # else tqdm moves from bar to bar
+        if self is sys.stderr and text.strip("\n\x1b[A"):  # else tqdm moves from bar to bar
             text = CONTROL.sub(lambda match: repr(match[0])[1:-1], hide(text))
-        with contextlib.suppress(OSError):
+        try:
             super().write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
             super().flush()
+        except OSError as error:
+            if self is sys.stdout:
+                print(f"standard output: {error!r}", file=sys.stderr)
+                os._exit(1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # else the exit would try once more
+        return len(text)
 
 
 def set_up_streams() -> None:
-    """Let both streams come line by line, in any encoding, and the SDK's log through `Log`."""
-    sys.stdout = sys.stdout or os.fdopen(1, "w")  # None when whoever started this has closed it
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-    encoding = getattr(sys.stderr, "encoding", None)
-    sys.stderr = Log(os.fdopen(2, "wb"), encoding, errors="backslashreplace", line_buffering=True)
+    """Let both streams, and the SDK's log, pass through `Stream`, in any encoding."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        encoding = getattr(getattr(sys, name), "encoding", None)
+        setattr(sys, name, Stream(os.fdopen(number, "wb"), encoding, "backslashreplace"))
     for name in ("modelscope", "modelscope_hub"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler):
@@ -569,21 +544,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(1, f"{self.prog}: error: {reason}\n")
 
 
-def run() -> int:
-    """Return the exit code of `main`, or 1 when standard output cannot be written."""
-    set_up_streams()
-    try:
-        try:
-            code = main()
-        except SystemExit as stop:  # the parser's: -h, or a usage error
-            code = stop.code
-        sys.stdout.flush()
-    except OSError as error:  # of a `print`: `main` turns all else into a code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the exit would try once more, and fail
-        print(f"standard output: {error!r}", file=sys.stderr)
-        return 1
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    set_up_streams()
+    sys.exit(main())

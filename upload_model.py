@@ -15,7 +15,6 @@ from __future__ import annotations
 import signal
 
 SIGNALS = {n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN}
-
 if __name__ == "__main__":  # before anything takes time: they wait for `end_on_signal`
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
@@ -35,7 +34,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NoReturn
@@ -117,13 +116,11 @@ def _parse_args() -> argparse.Namespace:
 def main() -> int:
     """Check the arguments, log in, upload the folder; return the exit code."""
     args = _parse_args()
-    repo_id, folder = args.repo_id.strip(), Path(args.model_dir)
+    repo_id, folder = args.repo_id.strip(), Path(os.path.expanduser(args.model_dir))
     token = args.token.strip() or _env_token()
     os.environ.pop("MODELSCOPE_API_TOKEN", None)  # `token` has it
-    guard_sdk(token)
-    if args.model_dir.startswith("~"):  # not so for ./~, which Path makes the same
-        with contextlib.suppress(RuntimeError):  # nobody's home is a folder that isn't there
-            folder = folder.expanduser()
+    keep_secret(token)
+    guard_sdk()
     if fault := find_fault(repo_id, args.model_dir, folder):
         print(f"ERROR: {fault}", file=sys.stderr)
         return 1
@@ -177,25 +174,25 @@ def warn_about_key_files(folder: Path) -> None:
 
 # --- the guard at the SDK's door ------------------------------------------------------------------
 
+Digests = dict[str, Callable[[], str]]  # by name, what gives the sha256 of a file
+
 CHECKED: set[tuple[str, Path]] = set()  # repo ids, and the folders that were compared with them
 
 
-def guard_sdk(token: str) -> None:
+def guard_sdk() -> None:
     """Wrap `modelscope_hub.HubApi.upload_folder`, through which all uploads of a folder pass.
 
     An SDK that has none, or whose `upload_folder` takes no record, stays as it is.
     """
-    keep_secret(token)
     try:
         from modelscope_hub import HubApi as Hub
         from modelscope_hub import HubConfig
 
-        upload_folder = inspect.unwrap(Hub.upload_folder)
+        upload_folder = Hub.upload_folder
         keep_secret(HubConfig().token or "")  # of a stored login
     except (ImportError, AttributeError):
         return
 
-    @functools.wraps(upload_folder)
     def guarded(api: Any, repo_id: str, repo_type: str, folder_path: Path, **call: Any) -> Any:
         folder = Path(folder_path).absolute()
         door = functools.partial(upload_folder, api, repo_id, repo_type, folder, **call)
@@ -212,42 +209,28 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
     that cannot go up whole, LookupError for a missing repo, RuntimeError when the hub does not
     hold the folder afterwards, and what the SDK raises.
     """
-    from modelscope_hub import NetworkError
-    from modelscope_hub.utils import compute_hash
-
     sizes, ignored = list_files(folder)
+    refuse_missing_repo(api, repo_id)
     CHECKED.add((repo_id, folder))
-    # The SDK hashes the files too, before it sends them: leave the processor to it, where a
-    # priority is a thread's own.
-    nice = functools.partial(os.nice, 19) if sys.platform == "linux" else None
-    pool = ThreadPoolExecutor(2, initializer=nice)
-    paths = {name: folder / name for name in sizes}
-    few_threads = spare_threads(THREADS) < THREADS
-    if few_threads:  # the SDK needs them
-        digests = {n: functools.partial(compute_hash, path, "sha256") for n, path in paths.items()}
-    else:
-        digests = {n: pool.submit(compute_hash, path, "sha256").result for n, path in paths.items()}
-    compare = functools.partial(find_missing, api, repo_id, sizes, digests)
-    record = find_record(repo_id, folder)
-    remembered = record is not None and record.exists()
-    try:
-        missing, unreachable = list(sizes), False
+    few_threads = has_few_threads()  # the SDK needs them
+    with hash_files(folder, sizes, few_threads) as digests:
+        compare = functools.partial(find_missing, api, repo_id, sizes, digests)
         try:
             missing = compare()
-        except Exception as error:  # a probe that fails is no answer
-            unreachable = isinstance(error, NetworkError)
-        refuse_missing_repo(api, repo_id, unreachable)
+        except Exception:  # a probe that fails is no answer
+            missing = list(sizes)
         if sizes and not missing:
             print("The hub has all of it already; nothing is sent.", file=sys.stderr)
             return None
-        commits = send(door, sizes, missing, ignored, record, few_threads)
-        missing = await_list(compare, LIST_SECONDS if commits else 0)
-        if missing and remembered:  # the hub has lost what the SDK remembers as committed
-            record.unlink()
-            commits = send(door, sizes, missing, ignored, record, few_threads)
-            missing = await_list(compare, LIST_SECONDS)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        record = find_record(repo_id, folder)
+        door = functools.partial(door, ignore_patterns=ignored, tracker_path=record)
+        for _ in range(2):
+            remembered = record is not None and record.exists()
+            commits = send(door, sizes, missing, few_threads)
+            missing = await_list(compare, LIST_SECONDS if commits else 0)
+            if not (missing and remembered):
+                break
+            record.unlink()  # the hub has lost what the SDK remembers as committed
     if missing:
         raise RuntimeError(f"上传后 {repo_id} 中缺少或不同于本地的文件：{missing}")
     return commits
@@ -265,60 +248,81 @@ def list_files(folder: Path) -> tuple[dict[str, int], list[str]]:
     logins, folder = HubConfig().config_dir, folder.resolve()
     if folder.is_relative_to(logins):
         raise ValueError(f"{folder} 是 SDK 保存登录信息的目录，不会上传")
-    sizes, secret, special, bad = {}, [], [], []
-    for root, folders, files in os.walk(folder, onerror=raise_error):
+    sizes, kept_back, bad, errors = {}, [], [], []
+    for root, folders, files in os.walk(folder, onerror=errors.append):
         folders[:] = [n for n in folders if n not in NOT_MODEL and Path(root, n) != logins]
-        links = [Path(root, name) for name in folders if Path(root, name).is_symlink()]
-        bad += links if len(folders) + len(files) < LIMIT else [Path(root)]
-        for path in (Path(root, name) for name in files if name not in NOT_MODEL):
+        bad += [os.path.relpath(root, folder)] if len(folders) + len(files) >= LIMIT else []
+        for path in (Path(root, name) for name in folders + files if name not in NOT_MODEL):
             name = path.relative_to(folder).as_posix()
+            if path.is_dir() and not path.is_symlink():
+                continue
             if any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in SECRET_FILES):
-                secret.append(name)
+                kept_back.append(name)
             elif path.is_file() and name == name.encode(errors="replace").decode():
                 sizes[name] = path.stat().st_size
             else:
-                (bad if path.is_file() or path.is_symlink() else special).append(path)
+                (bad if path.is_file() or path.is_symlink() else kept_back).append(name)
+    if errors:
+        raise errors[0]
     if bad:
-        shown = sorted(path.relative_to(folder).as_posix() for path in bad)
         raise ValueError(
             "目录中有无法上传的条目（失效或指向目录的链接、名称不是 UTF-8、"
-            f"或目录内不少于 {LIMIT} 项）：{shown}"
+            f"或目录内不少于 {LIMIT} 项）：{sorted(bad)}"
         )
-    if secret:
-        print(f"WARNING: 以下文件可能含有密钥，不会上传：{secret}", file=sys.stderr)
-    if special:
-        print(f"WARNING: 以下不是普通文件，不会上传：{sorted(map(str, special))}", file=sys.stderr)
-    ignored = [glob.escape(name) for name in secret]
+    if kept_back:
+        print(
+            f"WARNING: 以下文件可能含有密钥，或不是普通文件，不会上传：{kept_back}", file=sys.stderr
+        )
+    ignored = [glob.escape(name) for name in kept_back]
     for name in (*NOT_MODEL, glob.escape(os.path.relpath(logins, folder))):
         ignored += [name, f"{name}/*", f"*/{name}", f"*/{name}/*"]
     return sizes, ignored
 
 
-def raise_error(error: OSError) -> NoReturn:
-    raise error
-
-
-def refuse_missing_repo(api: Any, repo_id: str, unreachable: bool) -> None:
+def refuse_missing_repo(api: Any, repo_id: str) -> None:
     """Raise LookupError for a missing repo, and keep the SDK from creating one, for all to see.
 
-    Two probes have to deny it, as hubs have been seen to deny what they have. Raises NetworkError
-    when the hub was `unreachable` before, and still is: the SDK would try for ten minutes.
+    Two probes have to deny it, as hubs have been seen to deny what they have. So with a hub that
+    cannot be reached, which raises NetworkError: the SDK would try for ten minutes.
     """
     from modelscope_hub import NetworkError, NotExistError
 
     api.create_repo = lambda *args, **settings: None
+    unreachable = False
     for probe in (api.list_repo_revisions, api.repo_exists):
         try:
             if probe(repo_id, "model"):
                 return
         except NotExistError:
             continue
-        except Exception as error:  # a probe that fails is no answer
-            if unreachable and isinstance(error, NetworkError):
+        except NetworkError:
+            if unreachable:
                 raise
+            unreachable = True
+        except Exception:  # a probe that fails is no answer
             return
+    if unreachable:
+        return
     create = f"modelscope create {repo_id} --repo-type model --visibility private"
     raise LookupError(f"仓库 {repo_id} 不存在，或当前登录无权查看；创建：{create}")
+
+
+@contextlib.contextmanager
+def hash_files(folder: Path, names: Iterable[str], few_threads: bool) -> Iterator[Digests]:
+    """Give the digest of each file, hashed in threads while the SDK sends.
+
+    The SDK hashes the files too, before it sends them: leave the processor to it, where a priority
+    is a thread's own.
+    """
+    from modelscope_hub.utils import compute_hash
+
+    hashes = {n: functools.partial(compute_hash, folder / n, "sha256") for n in names}
+    nice = functools.partial(os.nice, 19) if sys.platform == "linux" else None
+    pool = ThreadPoolExecutor(2, initializer=nice)
+    try:
+        yield hashes if few_threads else {n: pool.submit(h).result for n, h in hashes.items()}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def find_record(repo_id: str, folder: Path) -> Path | None:
@@ -332,19 +336,13 @@ def find_record(repo_id: str, folder: Path) -> Path | None:
 
 
 def send(
-    door: Callable[..., Any],
-    sizes: dict[str, int],
-    missing: list[str],
-    ignored: list[str],
-    record: Path | None,
-    few_threads: bool,
+    door: Callable[..., Any], sizes: dict[str, int], missing: list[str], few_threads: bool
 ) -> Any:
     """Let the SDK upload, and return its commits; large blobs, which can't resume, few at once."""
     from modelscope_hub.constants import UPLOAD_BLOB_PROGRESS_THRESHOLD_BYTES as LARGE
     from modelscope_hub.constants import UPLOAD_MAX_CONCURRENT_WORKERS as LARGE_AT_ONCE
 
     small = max(sizes.values(), default=0) <= LARGE
-    workers = 1 if few_threads else SMALL_AT_ONCE if small else LARGE_AT_ONCE
     # The hub may refuse a file that has not changed. (The SDK tries each pattern on each name.)
     only = [glob.escape(name) for name in missing] if len(missing) <= FEW else None
     total = sum(sizes[name] for name in missing)
@@ -354,10 +352,8 @@ def send(
     with open_bar(total) as bar, contextlib.redirect_stdout(sys.stderr):
         return door(
             allow_patterns=only,
-            ignore_patterns=ignored,
-            max_workers=workers,
-            use_cache=record is not None,
-            tracker_path=record,
+            max_workers=1 if few_threads else SMALL_AT_ONCE if small else LARGE_AT_ONCE,
+            use_cache=door.keywords["tracker_path"] is not None,
             disable_tqdm=not sys.stderr.isatty(),
             progress_callback=lambda event: bar.update(
                 max(event["uploaded_bytes"], event["committed_bytes"]) - bar.n
@@ -365,9 +361,7 @@ def send(
         )
 
 
-def find_missing(
-    api: Any, repo_id: str, sizes: dict[str, int], digests: dict[str, Callable[[], str]]
-) -> list[str]:
+def find_missing(api: Any, repo_id: str, sizes: dict[str, int], digests: Digests) -> list[str]:
     """Return the files that the hub does not list as they are here, by size and by digest."""
     listed = {file.path: file for file in api.list_repo_files(repo_id, "model")}
 
@@ -402,27 +396,36 @@ def await_list(compare: Callable[[], list[str]], seconds: float) -> list[str] | 
 # From here on the same as in `download_model.py`: each script is copied alone.
 
 
-def open_bar(total: int, done: int = 0) -> Any:
+def open_bar(total: int) -> Any:
     """Return a bar over the bytes of all files; without a terminal, a line every ten seconds."""
     from tqdm.auto import tqdm
 
     tqdm.monitor_interval = 0  # a thread less
-    looks = {"total": total, "initial": done, "unit": "B", "unit_scale": True, "desc": "Total"}
+    looks = {"total": total, "unit": "B", "unit_scale": True, "desc": "Total"}
     if not sys.stderr.isatty():
         looks |= {"mininterval": 10, "delay": 10, "leave": False, "ascii": True, "ncols": 80}
     return tqdm(**looks, miniters=1, disable=False)
 
 
-def spare_threads(wanted: int) -> int:
-    """Return how many threads may be started, `wanted` at the most: past a limit the SDK fails."""
-    done, threads = threading.Event(), []
-    with contextlib.suppress(RuntimeError):
-        while len(threads) < wanted:
-            thread = threading.Thread(target=done.wait)
-            thread.start()
-            threads.append(thread)
-    done.set()
-    return len(threads)
+def has_few_threads() -> bool:
+    """Tell whether this process may start only some: the SDK fails where it gets no more."""
+    done = threading.Event()
+    try:
+        for _ in range(THREADS):
+            threading.Thread(target=done.wait).start()
+    except RuntimeError:
+        return True
+    finally:
+        done.set()
+    return False
+
+
+def check_sdk(token: str) -> None:
+    """Raise what kept the SDK away, and ValueError for what cannot be a token."""
+    if SDK_ERROR:
+        raise SDK_ERROR
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("the token has characters that cannot occur in a token; copy it again")
 
 
 def advise(error: Exception) -> None:
@@ -438,15 +441,7 @@ def advise(error: Exception) -> None:
         print(f"Install the SDK: {INSTALL}", file=sys.stderr)
 
 
-def check_sdk(token: str) -> None:
-    """Raise what kept the SDK away, and ValueError for what cannot be a token."""
-    if SDK_ERROR:
-        raise SDK_ERROR
-    if not (token.isascii() and token.isprintable()):
-        raise ValueError("the token has characters that cannot occur in a token; copy it again")
-
-
-SECRETS: set[str] = set()  # what `hide` hides
+SECRETS: set[str] = set()
 IN_ADDRESSES = re.compile(  # passwords, and what signs an address
     r"(://)[^\s@'\"]+(?=@)|([?&][^=&\s]*(?:key|sign|token)[^=&\s]*=)[^&\s'\")]+", re.IGNORECASE
 )
@@ -471,29 +466,33 @@ def hide(text: str) -> str:
     return IN_ADDRESSES.sub(r"\1\2***", text)
 
 
-class Log(io.TextIOWrapper):
-    """Standard error without secrets and control characters; a closed one must not fail the run."""
+class Stream(io.TextIOWrapper):
+    """Standard output or error, without secrets and control characters, at once.
+
+    A result that cannot be written is a failure; a log that cannot is none.
+    """
 
     def write(self, text: str) -> int:
         if text.startswith("\r") and not self.isatty():  # a bar becomes a line
             text = f"{text.strip()}\n" if text.strip() else ""
-        if text.strip("\n\x1b[A"):  # else tqdm moves from bar to bar
+        if self is sys.stderr and text.strip("\n\x1b[A"):  # else tqdm moves from bar to bar
             text = CONTROL.sub(lambda match: repr(match[0])[1:-1], hide(text))
-        with contextlib.suppress(OSError):
+        try:
             super().write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
             super().flush()
+        except OSError as error:
+            if self is sys.stdout:
+                print(f"standard output: {error!r}", file=sys.stderr)
+                os._exit(1)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # else the exit would try once more
+        return len(text)
 
 
 def set_up_streams() -> None:
-    """Let both streams come line by line, in any encoding, and the SDK's log through `Log`."""
-    sys.stdout = sys.stdout or os.fdopen(1, "w")  # None when whoever started this has closed it
-    sys.stdout.reconfigure(errors="backslashreplace", line_buffering=True)
-    encoding = getattr(sys.stderr, "encoding", None)
-    sys.stderr = Log(os.fdopen(2, "wb"), encoding, errors="backslashreplace", line_buffering=True)
+    """Let both streams, and the SDK's log, pass through `Stream`, in any encoding."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        encoding = getattr(getattr(sys, name), "encoding", None)
+        setattr(sys, name, Stream(os.fdopen(number, "wb"), encoding, "backslashreplace"))
     for name in ("modelscope", "modelscope_hub"):
         for handler in logging.getLogger(name).handlers:
             if isinstance(handler, logging.StreamHandler):
@@ -508,21 +507,6 @@ class Parser(argparse.ArgumentParser):
         self.exit(1, f"{self.prog}: error: {reason}\n")
 
 
-def run() -> int:
-    """Return the exit code of `main`, or 1 when standard output cannot be written."""
-    set_up_streams()
-    try:
-        try:
-            code = main()
-        except SystemExit as stop:  # the parser's: -h, or a usage error
-            code = stop.code
-        sys.stdout.flush()
-    except OSError as error:  # of a `print`: `main` turns all else into a code
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the exit would try once more, and fail
-        print(f"standard output: {error!r}", file=sys.stderr)
-        return 1
-    return code
-
-
 if __name__ == "__main__":
-    sys.exit(run())
+    set_up_streams()
+    sys.exit(main())

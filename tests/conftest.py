@@ -16,8 +16,8 @@ MANY = 5  # cases of one test, beyond which a fifth of them has to do
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Two for each processor, as half of a test's time is the SDK's pauses."""
-    return 2 * (os.cpu_count() or 1)
+    """Three for each processor, as half of a test's time is the SDK's pauses."""
+    return 3 * (os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
