@@ -34,6 +34,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -51,10 +52,12 @@ def end_on_signal() -> None:
 
 
 if __name__ == "__main__":  # about this process, before the SDK's import takes its time
-    while os.open(os.devnull, os.O_RDWR) < 3:  # a closed stream's number must not go to a file
+    while os.open(os.devnull, os.O_RDWR) < 3:  # so that no file gets a closed stream's number
         pass
-    with contextlib.suppress(RuntimeError):  # of no thread to spare, which ends the SDK as well
+    try:
         threading.Thread(target=end_on_signal, daemon=True).start()
+    except RuntimeError:  # no thread to spare: the SDK will fail, too
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     sys.modules.setdefault("torch", None)  # the SDK would import it: 2 s and 200 MB for nothing
     if not (sys.stderr and sys.stderr.isatty()):
         os.environ.setdefault("TQDM_DISABLE", "1")  # the SDK's bars are for terminals
@@ -85,8 +88,8 @@ DEFAULT_REVISION = "master"
 FILES_AT_ONCE = 32  # as many connections as the SDK keeps open
 LARGE_AT_ONCE = 4  # files that come in parts, over eight connections each
 THREADS = 64  # what the SDK may start: two for each file in one stream
-MANY_LARGE = 16  # from here on parts bring nothing, and one stream writes each byte only once
-UNCHECKED = f"WARNING: an unknown SDK, or older than 1.38: its result was not checked; {INSTALL}"
+MANY_LARGE = 16  # from here on parts are no faster, and one stream writes each byte only once
+UNCHECKED = f"WARNING: this SDK is unknown or older than 1.38, its result unchecked; {INSTALL}"
 
 
 def parse_args() -> argparse.Namespace:
@@ -117,25 +120,23 @@ def parse_args() -> argparse.Namespace:
 def main() -> int:
     """Log in, download the model, then the draft model if one is named; return the exit code."""
     args = parse_args()
-    os.environ.pop("MODELSCOPE_API_TOKEN", None)  # --token has it, or it isn't to be used
-    keep_secret(args.token)
+    keep_secret(args.token, os.environ.pop("MODELSCOPE_API_TOKEN", ""))  # not for the SDK
     guard_sdk()
     try:
         validate(args)
+        args.cache_dir = os.path.abspath(os.path.expanduser(args.cache_dir))
         if args.token:
             HubApi().login(args.token)
             print("Using ModelScope token for authenticated download.")
         model_dir = snapshot_download(
-            args.model_name,
-            cache_dir=os.path.abspath(os.path.expanduser(args.cache_dir)),
-            revision=args.revision or DEFAULT_REVISION,
+            args.model_name, cache_dir=args.cache_dir, revision=args.revision or DEFAULT_REVISION
         )
     except Exception as error:  # whatever it is, it ends as a failed download
         report("Model download FAILED", error)
         return 1
     print("Model download successful!")
     print(f"Resolved model_dir: {hide(os.path.abspath(model_dir))}")
-    if os.path.realpath(model_dir) not in CHECKED:
+    if not CLAIMED:  # nothing came through the guard
         print(UNCHECKED, file=sys.stderr)
     return download_draft(args) if args.draft_model_name else 0
 
@@ -145,18 +146,13 @@ def download_draft(args: argparse.Namespace) -> int:
     name, revision = args.draft_model_name, args.draft_revision or DEFAULT_REVISION
     print(f"[spec] Downloading draft model: {hide(name)} (revision={hide(revision)})")
     try:
-        cache_dir = os.path.abspath(os.path.expanduser(args.cache_dir))
-        draft_dir = snapshot_download(name, cache_dir=cache_dir, revision=revision)
+        draft_dir = snapshot_download(name, cache_dir=args.cache_dir, revision=revision)
     except Exception as error:  # whatever it is, it ends as a failed draft
-        if args.draft_optional:
-            report("[spec] Draft model download FAILED (optional, continue)", error)
-            return 0
-        report("[spec] Draft model download FAILED", error)
-        return 2
+        optional = " (optional, continue)" if args.draft_optional else ""
+        report(f"[spec] Draft model download FAILED{optional}", error)
+        return 0 if args.draft_optional else 2
     print("[spec] Draft model download successful!")
     print(f"[spec] Resolved draft_model_dir: {hide(os.path.abspath(draft_dir))}")
-    if os.path.realpath(draft_dir) not in CHECKED:
-        print(UNCHECKED, file=sys.stderr)
     return 0
 
 
@@ -172,7 +168,7 @@ def validate(args: argparse.Namespace) -> None:
 Files = dict[str, Any]  # by name, what the hub lists: size in bytes, sha256
 Stats = dict[str, os.stat_result]  # by name, what stands in a folder
 
-CHECKED: dict[str, tuple[str, str]] = {}  # folders, and the model id and revision in each
+CLAIMED: dict[str, tuple[str, str]] = {}  # folders, and the model id and revision in each
 
 
 def guard_sdk() -> None:
@@ -180,14 +176,17 @@ def guard_sdk() -> None:
 
     An SDK that has none, or whose `download_repo` takes no file list, stays as it is.
     """
+    if SDK_ERROR:  # `check_sdk` raises it
+        return
     try:
         from modelscope_hub import HubApi as Hub
         from modelscope_hub import HubConfig
 
         download_repo = Hub.download_repo
-        keep_secret(HubConfig().token or "")  # of a stored login
     except (ImportError, AttributeError):
         return
+    with contextlib.suppress(Exception):  # a stored login that cannot be read, the SDK tells
+        keep_secret(HubConfig().token or "")
 
     def guarded(api: Any, repo_id: str, repo_type: str, **call: Any) -> Path:
         door = functools.partial(download_repo, api, repo_id, repo_type)
@@ -201,7 +200,8 @@ def guard(api: Any, model_id: str, door: Callable[..., Path], call: dict[str, An
     """Check the hub's list and the folder, let the SDK download, and check what it left.
 
     `door` is the SDK's `download_repo` for this model, `call` its arguments. Raises ValueError for
-    a list, OSError for a folder, LookupError for a revision that won't do; and what the SDK raises.
+    a bad list, OSError for an unusable folder, LookupError for an unknown model or revision, and
+    what the SDK raises.
     """
     revision, cache_dir = call["revision"], call["cache_dir"]
     if model_id.count("/") != 1 or model_id.strip("/") != model_id or escapes_folder(model_id):
@@ -213,17 +213,23 @@ def guard(api: Any, model_id: str, door: Callable[..., Path], call: dict[str, An
     folder = claim_folder((model_id, revision), door, call)
     on_disk = scan(folder)
     check_places(folder, files, on_disk)
-    missing, free = check_space(files, on_disk, cache_dir)
-    call["file_list"], call["max_workers"] = plan(files, on_disk, free - missing)
-    with open_bar(missing) as bar:
-        count = SimpleNamespace(update=bar.update, end=lambda: None)
-        fetch(door, call | {"progress_callbacks": [lambda name, size: count]})
+    room = check_space(files, on_disk, cache_dir)
+    call["file_list"], call["max_workers"] = plan(files, on_disk, room)
+    sizes = {name: status.st_size for name, status in on_disk.items()}
+    with open_bar(sum(f.size for name, f in files.items() if sizes.get(name) != f.size)) as bar:
+
+        def update(size: int) -> None:
+            with bar.get_lock():  # files come in threads
+                bar.update(size)
+
+        file = SimpleNamespace(update=update, end=lambda: None)
+        fetch(door, call | {"progress_callbacks": [lambda name, size: file]})
     check_snapshot(folder, files)
     return Path(folder)
 
 
 def escapes_folder(name: str) -> bool:
-    """Tell whether a file name, joined to a folder, may point out of it on any system."""
+    """Tell whether a file name could leave the folder that it is joined to, on any system."""
     path = PureWindowsPath(name)
     return bool(path.root) or ".." in path.parts or "\\" in name or not path.parts
 
@@ -243,9 +249,9 @@ def list_files(api: Any, model_id: str, revision: str) -> list[Any]:
 
 
 def read_list(api: Any, model_id: str, revision: str) -> list[Any]:
-    """Return what the hub lists; raise LookupError with its words where that is nothing.
+    """Return what the hub lists; if that is nothing, raise LookupError with its own words.
 
-    Of an error that comes as HTTP 200 the SDK makes an empty list, and drops the words.
+    When the hub answers an error as HTTP 200, the SDK returns an empty list and drops the message.
     """
     import requests
     from modelscope_hub import HubConfig
@@ -253,7 +259,7 @@ def read_list(api: Any, model_id: str, revision: str) -> list[Any]:
     if entries := api.list_repo_files(model_id, "model", revision=revision):
         return entries
     endpoint, words = HubConfig().endpoint, ""
-    with contextlib.suppress(Exception):  # a probe that fails is no answer
+    with contextlib.suppress(Exception):  # a failed probe proves nothing
         endpoint = api.resolve_endpoint_for_read(model_id)
     with contextlib.suppress(Exception):  # the failure is told without them too
         address = f"{endpoint}/api/v1/models/{model_id}/repo/files"
@@ -273,9 +279,9 @@ def check_revision(api: Any, model_id: str, revision: str, cause: Exception) -> 
         words = getattr(cause, "message", cause)
         reason = f"{model_id} does not exist, or is private and needs a token: {words}"
         raise LookupError(reason) from cause
-    except Exception:  # a probe that fails is no answer
+    except Exception:  # a failed probe proves nothing
         return
-    if known and revision not in known:
+    if known and revision not in known and not re.fullmatch("[0-9a-f]{7,40}", revision):
         hint = "; the default branch is master" if revision == "main" else ""
         raise LookupError(f"{model_id} has no revision {revision!r}, but {known}{hint}") from cause
 
@@ -312,10 +318,10 @@ def claim_folder(model: tuple[str, str], door: Callable[..., Path], call: dict[s
     except CacheNotFound as error:  # not there yet; the error says where the SDK looked
         folder = error.cache_dir
     here = os.path.realpath(folder)
-    for taken, owner in CHECKED.items():
+    for taken, owner in CLAIMED.items():
         if owner != model and os.path.commonpath([taken, here]) in (taken, here):
-            raise ValueError(f"{taken} holds the main model; use another --cache_dir for one")
-    CHECKED[here] = model
+            raise ValueError(f"{taken} holds the main model; use another --cache_dir for the draft")
+    CLAIMED[here] = model
     return str(folder)
 
 
@@ -332,45 +338,44 @@ def scan(folder: str) -> Stats:
 def check_places(folder: str, files: Files, on_disk: Stats) -> None:
     """Raise OSError where the SDK would write through a link, a pipe or a device."""
     parents = {str(parent) for name in files for parent in PurePosixPath(name).parents}
-    odd = []
-    for name, status in on_disk.items():
-        # A link in a file's own place is replaced, and read only if it leads to a file.
-        path = Path(folder, name)
-        replaced = name in files and (path.is_file() or not path.exists())
-        special = not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
-        if special and not replaced and (name in parents or find_target(name, files) in files):
-            odd.append(name)
-    if odd:
+    plain = (stat.S_IFREG, stat.S_IFDIR)
+    special = {name for name, s in on_disk.items() if stat.S_IFMT(s.st_mode) not in plain}
+    # A link in a file's own place is replaced, and read only if it leads to a file.
+    own = {name: Path(folder, name) for name in special & files.keys()}
+    special -= {name for name, path in own.items() if path.is_file() or not path.exists()}
+    if odd := sorted(n for n in special if n in parents or find_target(n, files) in files):
         reason = f"links, pipes or devices stand where files are to go; remove them: {odd}"
         raise OSError(errno.EEXIST, reason, folder)
 
 
 def find_target(name: str, files: Files) -> str:
-    """Return the file that the SDK makes of an unfinished one; others stay as they are."""
+    """Return the name of the file that an unfinished one becomes; any other as it is."""
     unfinished = r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$"
     return name if name in files else re.sub(unfinished, "", name)
 
 
-def check_space(files: Files, on_disk: Stats, cache_dir: str) -> tuple[int, float]:
-    """Return how many bytes are still to come and how many are free; raise OSError if too few."""
+def check_space(files: Files, on_disk: Stats, cache_dir: str) -> float:
+    """Return how many bytes will be free after the download; raise OSError for fewer than none."""
     have: Counter[str] = Counter()
     for name, status in on_disk.items():
         have[find_target(name, files)] += status.st_size
     missing = sum(max(0, file.size - have[name]) for name, file in files.items())
     disk = shutil.disk_usage(cache_dir)
-    free = disk.total - disk.used if disk.total else float("inf")  # some file systems tell nothing
+    free = disk.free if os.geteuid() else disk.total - disk.used  # some is kept for root
+    if not disk.total:  # some file systems tell nothing
+        return float("inf")
     if missing > free:
         reason = f"{missing} bytes are still to come, and {free} are free"
         raise OSError(errno.ENOSPC, reason, cache_dir)
-    return missing, free
+    return free - missing
 
 
 def plan(files: Files, on_disk: Stats, room: float) -> tuple[list[dict], int]:
     """Return the file list for the SDK, and how many files it is to fetch at once.
 
     The SDK fetches a large file in parts when its size is given. Few large files come in parts,
-    many in one stream each, all at once; an unfinished file goes on as it was begun. Joining parts
-    takes some of the `room`, in bytes, that the download leaves.
+    many in one stream each, all at once; an unfinished file goes on as it was begun. `room` is what
+    stays free after the download, in bytes; joining parts needs some of it.
     """
     from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as IN_PARTS
     from modelscope_hub.constants import DOWNLOAD_PART_SIZE as PART
@@ -381,7 +386,7 @@ def plan(files: Files, on_disk: Stats, room: float) -> tuple[list[dict], int]:
     if len(large) >= MANY_LARGE or room < 2 * LARGE_AT_ONCE * PART:
         whole |= {name for name in large - begun if files[name].sha256}
     at_once = LARGE_AT_ONCE if large - whole else FILES_AT_ONCE
-    if has_few_threads():  # what few there are have to do
+    if has_few_threads():  # one file after the other, in one stream
         whole, at_once = large, 1
     sizes = {name: file.size or None for name, file in files.items() if name not in whole}
     entries = [{"Path": n, "Sha256": f.sha256, "Size": sizes.get(n)} for n, f in files.items()]
@@ -445,15 +450,16 @@ def open_bar(total: int) -> Any:
 
 
 def has_few_threads() -> bool:
-    """Tell whether this process may start only some: the SDK fails where it gets no more."""
+    """Tell whether THREADS more cannot be started: the SDK fails when it gets none."""
     done = threading.Event()
-    try:
-        for _ in range(THREADS):
-            threading.Thread(target=done.wait).start()
-    except RuntimeError:
-        return True
-    finally:
-        done.set()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for _ in range(THREADS):
+                pool.submit(done.wait)
+        except RuntimeError:
+            return True
+        finally:
+            done.set()
     return False
 
 
@@ -466,7 +472,7 @@ def check_sdk(token: str) -> None:
 
 
 def advise(error: Exception) -> None:
-    """Print what the path was and what to do next, as far as the error and its cause know it."""
+    """Print the path and the advice that the error or its cause carries."""
     for each in filter(None, (error, error.__cause__)):
         if isinstance(each, OSError) and each.filename:  # its repr leaves the path out
             print(f"{each.filename}: {each.strerror}", file=sys.stderr)
@@ -485,40 +491,40 @@ IN_ADDRESSES = re.compile(  # passwords, and what signs an address
 CONTROL = re.compile(r"(?!\A\r|\r\Z)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def keep_secret(token: str) -> None:
-    """Keep `token` out of all that is printed from now on, also where a repr has escaped it.
+def keep_secret(*tokens: str) -> None:
+    """Keep `tokens` out of all that is printed from now on, also where a repr has escaped them.
 
-    So with the passwords in addresses of the environment, such as a proxy's.
+    The same goes for passwords in addresses of the environment, such as a proxy's.
     """
     urls = (re.match(r"\w+://[^:@/]*:(.+)@", value) for value in os.environ.values())
     parts = [part for url in urls if url for part in url[1].split("/") if len(part) > 3]
-    for secret in (token, *parts):
+    for secret in (*map(str.strip, tokens), *parts):
         SECRETS.update({secret, repr(secret)[1:-1]} - {""})
 
 
 def hide(text: str) -> str:
     """Return `text` with *** in place of tokens, and of passwords and signatures in addresses."""
-    for secret in SECRETS:
+    for secret in sorted(SECRETS, key=len, reverse=True):  # one may begin with another
         text = text.replace(secret, "***")
     return IN_ADDRESSES.sub(r"\1\2***", text)
 
 
 class Stream(io.TextIOWrapper):
-    """Standard output or error, without secrets and control characters, at once.
+    """Writes at once; on standard error without secrets and control characters.
 
-    A result that cannot be written is a failure; a log that cannot is none.
+    The run fails when standard output cannot be written, and goes on when standard error cannot.
     """
 
     def write(self, text: str) -> int:
         if text.startswith("\r") and not self.isatty():  # a bar becomes a line
             text = f"{text.strip()}\n" if text.strip() else ""
-        if self is sys.stderr and text.strip("\n\x1b[A"):  # else tqdm moves from bar to bar
+        if self.fileno() == 2 and text.strip("\n\x1b[A"):  # else tqdm moves from bar to bar
             text = CONTROL.sub(lambda match: repr(match[0])[1:-1], hide(text))
         try:
             super().write(text)
             super().flush()
         except OSError as error:
-            if self is sys.stdout:
+            if self.fileno() == 1:
                 print(f"standard output: {error!r}", file=sys.stderr)
                 os._exit(1)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # else the exit would try once more
@@ -539,9 +545,8 @@ def set_up_streams() -> None:
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with 1, as 2 means a failed draft; show nothing that was typed: it may be a token."""
-        self.print_usage(sys.stderr)
         reason = "unrecognized option or missing value (not repeated here: it may be a token)"
-        self.exit(1, f"{self.prog}: error: {reason}\n")
+        self.exit(1, f"{self.format_usage()}{self.prog}: error: {reason}\n")
 
 
 if __name__ == "__main__":

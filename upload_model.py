@@ -55,16 +55,18 @@ def end_on_signal() -> None:
 
 
 if __name__ == "__main__":  # about this process, before the SDK's import takes its time
-    while os.open(os.devnull, os.O_RDWR) < 3:  # a closed stream's number must not go to a file
+    while os.open(os.devnull, os.O_RDWR) < 3:  # so that no file gets a closed stream's number
         pass
-    with contextlib.suppress(RuntimeError):  # of no thread to spare, which ends the SDK as well
+    try:
         threading.Thread(target=end_on_signal, daemon=True).start()
+    except RuntimeError:  # no thread to spare: the SDK will fail, too
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     sys.modules.setdefault("torch", None)  # the SDK would import it: 2 s and 200 MB for nothing
     if not (sys.stderr and sys.stderr.isatty()):
         os.environ.setdefault("TQDM_DISABLE", "1")  # the SDK's bars are for terminals
 
 # The SDK reads its settings when it is imported; what the user has set stays.
-# A hub that has a whole blob and says nothing would be waited for an hour, then tried again.
+# After the last byte of a blob, wait ten minutes for the hub's answer, not the SDK's hour.
 os.environ.setdefault("MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS", "600")
 if not os.environ.get("MODELSCOPE_API_TOKEN", "unset").strip():
     del os.environ["MODELSCOPE_API_TOKEN"]  # blank, it would hide a stored login
@@ -83,17 +85,17 @@ KEY_FILES = ("config.json", "tokenizer_config.json")  # a full model has them; a
 NOT_MODEL = (".git", ".cache", ".modelscope", ".ms_upload_cache", ".ms_upload_progress")
 # What a model has no use for, and a public repo must not show.
 SECRET_FILES = (".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*")
+TOKENS = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")  # the variables; the first one wins
 THREADS = 64  # what the SDK and the digests may start
 SMALL_AT_ONCE = 32  # small files wait for answers, not for the link
-FEW = 200  # files of a folder that are worth to be named one by one
-LIST_SECONDS = 60  # for which the hub's list may lag behind a commit
-UNCHECKED = f"WARNING: an unknown SDK, or older than 1.38: its result was not checked; {INSTALL}"
+FEW = 200  # up to so many missing files are named to the SDK one by one
+LIST_SECONDS = 60  # how long the hub's list may lag behind a commit
+UNCHECKED = f"WARNING: this SDK is unknown or older than 1.38, its result unchecked; {INSTALL}"
 
 
 def _env_token() -> str:
     """Return the token of the environment, or an empty string; a blank variable is none."""
-    names = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")
-    return next(filter(None, (os.environ.get(name, "").strip() for name in names)), "")
+    return next(filter(None, (os.environ.get(name, "").strip() for name in TOKENS)), "")
 
 
 def _parse_args() -> argparse.Namespace:
@@ -118,14 +120,13 @@ def main() -> int:
     args = _parse_args()
     repo_id, folder = args.repo_id.strip(), Path(os.path.expanduser(args.model_dir))
     token = args.token.strip() or _env_token()
-    os.environ.pop("MODELSCOPE_API_TOKEN", None)  # `token` has it
-    keep_secret(token)
+    keep_secret(token, *(os.environ.pop(name, "") for name in TOKENS))  # not for the SDK
     guard_sdk()
-    if fault := find_fault(repo_id, args.model_dir, folder):
-        print(f"ERROR: {fault}", file=sys.stderr)
-        return 1
-    warn_about_key_files(folder)
     try:
+        if fault := find_fault(repo_id, args.model_dir, folder):
+            print(f"ERROR: {fault}", file=sys.stderr)
+            return 1
+        warn_about_key_files(folder)
         check_sdk(token)
         api = HubApi()
         if token:
@@ -142,7 +143,7 @@ def main() -> int:
         if not token:
             print("请设置 MODELSCOPE_API_TOKEN 或使用 --token 后重试。", file=sys.stderr)
         return 1
-    if (repo_id, folder.absolute()) not in CHECKED:
+    if not CHECKED:  # nothing went through the guard
         print(UNCHECKED, file=sys.stderr)
     print("Upload finished.")
     return 0
@@ -176,7 +177,7 @@ def warn_about_key_files(folder: Path) -> None:
 
 Digests = dict[str, Callable[[], str]]  # by name, what gives the sha256 of a file
 
-CHECKED: set[tuple[str, Path]] = set()  # repo ids, and the folders that were compared with them
+CHECKED: set[Path] = set()  # folders that were compared with what the hub lists
 
 
 def guard_sdk() -> None:
@@ -184,14 +185,17 @@ def guard_sdk() -> None:
 
     An SDK that has none, or whose `upload_folder` takes no record, stays as it is.
     """
+    if SDK_ERROR:  # `check_sdk` raises it
+        return
     try:
         from modelscope_hub import HubApi as Hub
         from modelscope_hub import HubConfig
 
         upload_folder = Hub.upload_folder
-        keep_secret(HubConfig().token or "")  # of a stored login
     except (ImportError, AttributeError):
         return
+    with contextlib.suppress(Exception):  # a stored login that cannot be read, the SDK tells
+        keep_secret(HubConfig().token or "")
 
     def guarded(api: Any, repo_id: str, repo_type: str, folder_path: Path, **call: Any) -> Any:
         folder = Path(folder_path).absolute()
@@ -209,15 +213,15 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
     that cannot go up whole, LookupError for a missing repo, RuntimeError when the hub does not
     hold the folder afterwards, and what the SDK raises.
     """
-    sizes, ignored = list_files(folder)
+    sizes, ignored = list_folder(folder)
     refuse_missing_repo(api, repo_id)
-    CHECKED.add((repo_id, folder))
+    CHECKED.add(folder)
     few_threads = has_few_threads()  # the SDK needs them
     with hash_files(folder, sizes, few_threads) as digests:
         compare = functools.partial(find_missing, api, repo_id, sizes, digests)
         try:
-            missing = compare()
-        except Exception:  # a probe that fails is no answer
+            missing = compare(strict=True)
+        except Exception:  # a failed probe proves nothing
             missing = list(sizes)
         if sizes and not missing:
             print("The hub has all of it already; nothing is sent.", file=sys.stderr)
@@ -236,54 +240,58 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
     return commits
 
 
-def list_files(folder: Path) -> tuple[dict[str, int], list[str]]:
+def list_folder(folder: Path) -> tuple[dict[str, int], list[str]]:
     """Return the size in bytes of each file that goes up, and patterns for what stays behind.
 
-    Raises OSError for what cannot be read, and ValueError for the SDK's own folder, for what the
-    SDK would leave out without a word, and for what the hub could not list for a download.
+    Raises ValueError for the SDK's own folder, and for what the SDK would leave out without a word.
     """
     from modelscope_hub import HubConfig
-    from modelscope_hub.constants import REPO_FILES_TRUNCATION_LIMIT as LIMIT
 
     logins, folder = HubConfig().config_dir, folder.resolve()
     if folder.is_relative_to(logins):
         raise ValueError(f"{folder} 是 SDK 保存登录信息的目录，不会上传")
-    sizes, kept_back, bad, errors = {}, [], [], []
-    for root, folders, files in os.walk(folder, onerror=errors.append):
-        folders[:] = [n for n in folders if n not in NOT_MODEL and Path(root, n) != logins]
-        bad += [os.path.relpath(root, folder)] if len(folders) + len(files) >= LIMIT else []
-        for path in (Path(root, name) for name in folders + files if name not in NOT_MODEL):
-            name = path.relative_to(folder).as_posix()
-            if path.is_dir() and not path.is_symlink():
-                continue
-            if any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in SECRET_FILES):
-                kept_back.append(name)
-            elif path.is_file() and name == name.encode(errors="replace").decode():
-                sizes[name] = path.stat().st_size
-            else:
-                (bad if path.is_file() or path.is_symlink() else kept_back).append(name)
-    if errors:
-        raise errors[0]
+    sizes, kept_back, bad = {}, [], []
+    for path in walk(folder, logins):
+        name = path.relative_to(folder).as_posix()
+        if any(fnmatch.fnmatch(path.name.lower(), pattern) for pattern in SECRET_FILES):
+            kept_back.append(name)
+        elif path.is_file() and name == name.encode(errors="replace").decode():
+            sizes[name] = path.stat().st_size
+        else:
+            (bad if path.is_file() or path.is_symlink() else kept_back).append(name)
     if bad:
-        raise ValueError(
-            "目录中有无法上传的条目（失效或指向目录的链接、名称不是 UTF-8、"
-            f"或目录内不少于 {LIMIT} 项）：{sorted(bad)}"
-        )
+        raise ValueError(f"无法上传的条目（失效或指向目录的链接、名称不是 UTF-8）：{sorted(bad)}")
     if kept_back:
-        print(
-            f"WARNING: 以下文件可能含有密钥，或不是普通文件，不会上传：{kept_back}", file=sys.stderr
-        )
+        print(f"WARNING: 可能含有密钥，或不是普通文件，不会上传：{kept_back}", file=sys.stderr)
     ignored = [glob.escape(name) for name in kept_back]
     for name in (*NOT_MODEL, glob.escape(os.path.relpath(logins, folder))):
         ignored += [name, f"{name}/*", f"*/{name}", f"*/{name}/*"]
     return sizes, ignored
 
 
+def walk(folder: Path, logins: Path) -> Iterator[Path]:
+    """Give each entry that is not a folder, but for those of NOT_MODEL and the SDK's logins.
+
+    Raises OSError for a folder that cannot be read, ValueError for one that the hub could not list.
+    """
+    from modelscope_hub.constants import REPO_FILES_TRUNCATION_LIMIT as LIMIT
+
+    errors = []
+    for root, folders, files in os.walk(folder, onerror=errors.append):
+        folders[:] = [n for n in folders if n not in NOT_MODEL and Path(root, n) != logins]
+        if len(folders) + len(files) >= LIMIT:
+            raise ValueError(f"目录内不少于 {LIMIT} 项，上传后无法列全：{root}")
+        links = [name for name in folders if Path(root, name).is_symlink()]
+        yield from (Path(root, name) for name in links + files if name not in NOT_MODEL)
+    if errors:
+        raise errors[0]
+
+
 def refuse_missing_repo(api: Any, repo_id: str) -> None:
     """Raise LookupError for a missing repo, and keep the SDK from creating one, for all to see.
 
-    Two probes have to deny it, as hubs have been seen to deny what they have. So with a hub that
-    cannot be reached, which raises NetworkError: the SDK would try for ten minutes.
+    Both probes must agree, as hubs have denied repos that exist. NetworkError is raised when
+    neither reaches the hub; the SDK would try for ten minutes.
     """
     from modelscope_hub import NetworkError, NotExistError
 
@@ -299,7 +307,7 @@ def refuse_missing_repo(api: Any, repo_id: str) -> None:
             if unreachable:
                 raise
             unreachable = True
-        except Exception:  # a probe that fails is no answer
+        except Exception:  # a failed probe proves nothing
             return
     if unreachable:
         return
@@ -311,12 +319,17 @@ def refuse_missing_repo(api: Any, repo_id: str) -> None:
 def hash_files(folder: Path, names: Iterable[str], few_threads: bool) -> Iterator[Digests]:
     """Give the digest of each file, hashed in threads while the SDK sends.
 
-    The SDK hashes the files too, before it sends them: leave the processor to it, where a priority
-    is a thread's own.
+    The SDK hashes the files too, before it sends them, so these threads get the lowest priority
+    where a thread has its own.
     """
     from modelscope_hub.utils import compute_hash
 
-    hashes = {n: functools.partial(compute_hash, folder / n, "sha256") for n in names}
+    def digest(name: str) -> str:
+        with contextlib.suppress(OSError):  # gone meanwhile: the hub can't have it
+            return compute_hash(folder / name, "sha256")
+        return ""
+
+    hashes = {name: functools.partial(digest, name) for name in names}
     nice = functools.partial(os.nice, 19) if sys.platform == "linux" else None
     pool = ThreadPoolExecutor(2, initializer=nice)
     try:
@@ -326,7 +339,7 @@ def hash_files(folder: Path, names: Iterable[str], few_threads: bool) -> Iterato
 
 
 def find_record(repo_id: str, folder: Path) -> Path | None:
-    """Return where the SDK is to keep what it has committed of this folder: not in the folder."""
+    """Return the path of the SDK's record of commits, or None if that lies inside the folder."""
     from modelscope_hub import HubConfig
 
     config = HubConfig()
@@ -343,7 +356,7 @@ def send(
     from modelscope_hub.constants import UPLOAD_MAX_CONCURRENT_WORKERS as LARGE_AT_ONCE
 
     small = max(sizes.values(), default=0) <= LARGE
-    # The hub may refuse a file that has not changed. (The SDK tries each pattern on each name.)
+    # The hub may refuse unchanged files. Not for many, as the SDK tries each pattern on each name.
     only = [glob.escape(name) for name in missing] if len(missing) <= FEW else None
     total = sum(sizes[name] for name in missing)
     print(f"{len(missing)} of {len(sizes)} files, {total} bytes to upload", file=sys.stderr)
@@ -361,27 +374,33 @@ def send(
         )
 
 
-def find_missing(api: Any, repo_id: str, sizes: dict[str, int], digests: Digests) -> list[str]:
-    """Return the files that the hub does not list as they are here, by size and by digest."""
-    listed = {file.path: file for file in api.list_repo_files(repo_id, "model")}
+def find_missing(
+    api: Any, repo_id: str, sizes: dict[str, int], digests: Digests, strict: bool = False
+) -> list[str]:
+    """Return the files that the hub does not list as they are here, by size and by digest.
+
+    A file that is listed without a digest counts as missing where the comparison is `strict`.
+    """
+    there = {file.path: file for file in api.list_repo_files(repo_id, "model")}
 
     def is_same(name: str) -> bool:
-        there = listed[name]
-        same_size = (there.size or sizes[name]) == sizes[name]  # 0: it may be unknown
-        return same_size and (not there.sha256 or there.sha256.lower() == digests[name]())
+        if name not in there or there[name].size not in (0, sizes[name]):  # 0: it may be unknown
+            return False
+        digest = there[name].sha256
+        return digest.lower() == digests[name]() if digest else not strict
 
-    return sorted(name for name in sizes if name not in listed or not is_same(name))
+    return sorted(name for name in sizes if not is_same(name))
 
 
 def await_list(compare: Callable[[], list[str]], seconds: float) -> list[str] | None:
-    """Ask for a time until nothing is missing; return what is, or None for no answer."""
+    """Compare for up to `seconds` until nothing is missing; return what is, or None for no list."""
     from modelscope_hub.constants import REPO_TREE_LIST_TIMEOUT_SECONDS as LIMIT
 
     deadline = time.monotonic() + min(seconds, LIMIT)
     for delay in itertools.chain((1, 2), itertools.repeat(5)):
         try:
             missing = compare()
-        except Exception as error:  # a probe that fails is no answer
+        except Exception as error:  # a failed probe proves nothing
             missing, cause = None, error
         if missing == [] or time.monotonic() + delay > deadline:
             break
@@ -408,15 +427,16 @@ def open_bar(total: int) -> Any:
 
 
 def has_few_threads() -> bool:
-    """Tell whether this process may start only some: the SDK fails where it gets no more."""
+    """Tell whether THREADS more cannot be started: the SDK fails when it gets none."""
     done = threading.Event()
-    try:
-        for _ in range(THREADS):
-            threading.Thread(target=done.wait).start()
-    except RuntimeError:
-        return True
-    finally:
-        done.set()
+    with ThreadPoolExecutor(THREADS) as pool:
+        try:
+            for _ in range(THREADS):
+                pool.submit(done.wait)
+        except RuntimeError:
+            return True
+        finally:
+            done.set()
     return False
 
 
@@ -429,7 +449,7 @@ def check_sdk(token: str) -> None:
 
 
 def advise(error: Exception) -> None:
-    """Print what the path was and what to do next, as far as the error and its cause know it."""
+    """Print the path and the advice that the error or its cause carries."""
     for each in filter(None, (error, error.__cause__)):
         if isinstance(each, OSError) and each.filename:  # its repr leaves the path out
             print(f"{each.filename}: {each.strerror}", file=sys.stderr)
@@ -448,40 +468,40 @@ IN_ADDRESSES = re.compile(  # passwords, and what signs an address
 CONTROL = re.compile(r"(?!\A\r|\r\Z)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-def keep_secret(token: str) -> None:
-    """Keep `token` out of all that is printed from now on, also where a repr has escaped it.
+def keep_secret(*tokens: str) -> None:
+    """Keep `tokens` out of all that is printed from now on, also where a repr has escaped them.
 
-    So with the passwords in addresses of the environment, such as a proxy's.
+    The same goes for passwords in addresses of the environment, such as a proxy's.
     """
     urls = (re.match(r"\w+://[^:@/]*:(.+)@", value) for value in os.environ.values())
     parts = [part for url in urls if url for part in url[1].split("/") if len(part) > 3]
-    for secret in (token, *parts):
+    for secret in (*map(str.strip, tokens), *parts):
         SECRETS.update({secret, repr(secret)[1:-1]} - {""})
 
 
 def hide(text: str) -> str:
     """Return `text` with *** in place of tokens, and of passwords and signatures in addresses."""
-    for secret in SECRETS:
+    for secret in sorted(SECRETS, key=len, reverse=True):  # one may begin with another
         text = text.replace(secret, "***")
     return IN_ADDRESSES.sub(r"\1\2***", text)
 
 
 class Stream(io.TextIOWrapper):
-    """Standard output or error, without secrets and control characters, at once.
+    """Writes at once; on standard error without secrets and control characters.
 
-    A result that cannot be written is a failure; a log that cannot is none.
+    The run fails when standard output cannot be written, and goes on when standard error cannot.
     """
 
     def write(self, text: str) -> int:
         if text.startswith("\r") and not self.isatty():  # a bar becomes a line
             text = f"{text.strip()}\n" if text.strip() else ""
-        if self is sys.stderr and text.strip("\n\x1b[A"):  # else tqdm moves from bar to bar
+        if self.fileno() == 2 and text.strip("\n\x1b[A"):  # else tqdm moves from bar to bar
             text = CONTROL.sub(lambda match: repr(match[0])[1:-1], hide(text))
         try:
             super().write(text)
             super().flush()
         except OSError as error:
-            if self is sys.stdout:
+            if self.fileno() == 1:
                 print(f"standard output: {error!r}", file=sys.stderr)
                 os._exit(1)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # else the exit would try once more
@@ -502,9 +522,8 @@ def set_up_streams() -> None:
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with 1, as 2 means a failed draft; show nothing that was typed: it may be a token."""
-        self.print_usage(sys.stderr)
         reason = "unrecognized option or missing value (not repeated here: it may be a token)"
-        self.exit(1, f"{self.prog}: error: {reason}\n")
+        self.exit(1, f"{self.format_usage()}{self.prog}: error: {reason}\n")
 
 
 if __name__ == "__main__":

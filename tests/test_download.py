@@ -720,10 +720,6 @@ def test_hub_that_is_down_fails_with_what_to_check(client: Client) -> None:
     assert "The hub cannot be reached" in result.err
 
 
-def test_broken_setting_of_the_sdk_fails_without_a_traceback(client: Client) -> None:
-    failed(download(client, MODELSCOPE_LOG_LEVEL="DEBUG"))
-
-
 def test_torch_beside_the_sdk_is_not_imported_and_nothing_is_left_unchecked(
     client: Client,
 ) -> None:

@@ -242,6 +242,7 @@ def test_what_cannot_be_read_of_the_uploaded_folder_fails_with_its_path(
         "--nproc=12",
         "--nproc=16",
         "--nproc=40",
+        "--nproc=80",
         "--nofile=24",
         "--nofile=64",
         "--as=200000000",
@@ -293,6 +294,8 @@ def test_large_files_come_with_few_threads_and_descriptors(
         {"TQDM_DISABLE": "1"},
         {"TQDM_MININTERVAL": "0"},
         {"TQDM_POSITION": "-1"},
+        {"TQDM_NCOLS": "40"},
+        {"TQDM_UNIT_SCALE": "x"},
         {"NO_COLOR": "1", "FORCE_COLOR": "1", "COLUMNS": "0", "LINES": "x", "TERM": ""},
         {"MODELSCOPE_LOG_LEVEL": "10"},
         {"MODELSCOPE_LOG_LEVEL": "50"},
@@ -320,6 +323,20 @@ def test_setting_that_the_plain_call_lives_with_is_no_failure(
         assert result.code == 0, result
     assert (result.code == 0) <= arrived(client, store, script)
     assert_quiet(result)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("setting", ["MODELSCOPE_LOG_LEVEL=DEBUG", "TQDM_MININTERVAL=soon"])
+def test_setting_that_breaks_the_sdk_fails_with_its_cause(
+    client: Client, script: str, setting: str
+) -> None:
+    name, _, value = setting.partition("=")
+    result = client.run(*ours(script), **{name: value})
+    assert result.code == 1
+    assert "Error(" in result.out + result.err
+    assert "Install the SDK: pip install" in result.err
+    assert_quiet(result)
+    assert client.run(*ours(script), "-h", **{name: value}).code == 0
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

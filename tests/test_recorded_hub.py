@@ -27,6 +27,7 @@ FILES = {
     "nested/model.bin": BIG[:1000],
     "nested/vocab.txt": b"a\nb\n",
 }
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 UNREADABLE = "获取模型目录树失败"
 ENVELOPE = {"Code": 10990101004, "Success": False, "Message": UNREADABLE, "Data": None}
 
@@ -96,7 +97,7 @@ def test_gated_model_fails_with_the_words_and_the_code(
 @pytest.mark.usefixtures("errors")
 def test_unknown_commit_id_fails(client: Client, store: Store, hub: Hub) -> None:
     store.add(MODEL, FILES)
-    failed(download(client, "--revision", "0123456789abcdef" * 2 + "01234567"), "FAILED: ")
+    failed(download(client, "--revision", COMMIT), "FAILED: ")
     assert hub.requests("file") == []
 
 
@@ -112,6 +113,18 @@ def test_list_that_cannot_be_read_once_is_read_again(
     assert "trying once more" in warning
     assert len(hub.requests("list")) <= 3
     assert hub.sent() == sum(map(len, FILES.values()))
+
+
+@pytest.mark.parametrize("form", [status(404, UNREADABLE), answers(ENVELOPE)])
+def test_list_of_a_commit_that_cannot_be_read_once_is_read_again(
+    client: Client, store: Store, hub: Hub, form: Fault
+) -> None:
+    store.add(MODEL, FILES, revision=COMMIT)
+    store.add(MODEL, {"config.json": b"of master"})
+    hub.queue("list", form)
+    result = download(client, "--revision", COMMIT)
+    assert result.code == 0, result
+    assert tree(snapshot(client.work, revision=COMMIT)) == FILES
 
 
 @pytest.mark.parametrize("form", [status(404, UNREADABLE), answers(ENVELOPE)])

@@ -195,6 +195,35 @@ def test_token_of_the_variable_is_not_shown_when_another_is_used(client: Client)
     assert_unseen(TOKEN, result)
 
 
+def test_token_of_a_variable_is_not_shown_when_another_logs_in(
+    client: Client, store: Store, folder: Path
+) -> None:
+    store.users["ms-0ther"] = "alice"
+    env = {"MODELSCOPE_API_TOKEN": TOKEN}
+    result = download(client, "--token", "ms-0ther", "--revision", TOKEN, **env)
+    assert (result.code, "Using ModelScope token" in result.out) == (1, True)
+    assert_unseen(TOKEN, result)
+    env = {"MODELSCOPE_API_TOKEN": "ms-0ther", "MODELSCOPE_TOKEN": TOKEN}
+    assert_unseen(TOKEN, upload(client, "--repo-id", f"alice/{TOKEN}", **env))
+
+
+def test_end_of_a_password_that_begins_like_another_is_not_shown(client: Client) -> None:
+    proxies = {"HTTP_PROXY": f"http://me:{PASSWORD}@127.0.0.1:9"}
+    proxies["FTP_PROXY"] = f"ftp://me:{PASSWORD}-l0ng@127.0.0.1:9"
+    for seed in "01234567":  # the order of a set is another each time
+        result = download(client, "--revision", f"{PASSWORD}-l0ng", PYTHONHASHSEED=seed, **proxies)
+        assert_unseen("l0ng", result)
+
+
+@pytest.mark.parametrize("script", ["download", "upload"])
+def test_stored_login_that_is_damaged_shows_no_traceback(
+    client: Client, folder: Path, script: str
+) -> None:
+    lay(client.home / ".modelscope/credentials", {"cookies": b"", "session": b"\xff"})
+    result = (download if script == "download" else upload)(client, MODELSCOPE_API_TOKEN=None)
+    assert_unseen("Traceback", result)
+
+
 def test_token_in_a_file_name_of_the_folder_is_not_shown(client: Client, folder: Path) -> None:
     lay(folder, {f"{TOKEN}.pem": b"1", f"{TOKEN}.json": b"1"})
     os.mkfifo(folder / f"{TOKEN}.fifo")

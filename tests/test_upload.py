@@ -14,7 +14,7 @@ from tests.hub import Hub, Store
 from tests.hub.faults import answers, refuse, stall, status
 from tests.hub.server import Fault
 from tests.hub.store import OWN_FILES
-from tests.support.client import ROOT, Client, Result, lay, tree
+from tests.support.client import ROOT, Client, Result, lay, tree, wait_until
 from tests.support.download import USED, snapshot
 
 REPO = "alice/model"
@@ -498,7 +498,7 @@ def test_folder_that_the_hub_could_not_list_fails_before_anything_is_sent(
     client: Client, hub: Hub, folder: Path
 ) -> None:
     lay(folder / "many", {str(number): b"" for number in range(3000)})
-    failed(upload(client), "'many'", "3000")
+    failed(upload(client), "3000", "folder/many")
     assert {request.route for request in hub.log} <= {"login", "me"}
 
 
@@ -513,6 +513,24 @@ def test_files_that_only_the_hub_has_stay_there(client: Client, store: Store, fo
     store.add(REPO, {"README.md": b"of the hub", "config.json": b"old"})
     assert upload(client).code == 0
     assert on_hub(store) == FILES | {"README.md": b"of the hub"}
+
+
+@pytest.mark.parametrize("from_home", ["the same", "another"])
+def test_file_that_is_listed_without_a_digest_is_sent_when_it_has_changed(
+    client: Client, hub: Hub, store: Store, folder: Path, from_home: str
+) -> None:
+    hub.rules.no_digest = "small"
+    assert upload(client).code == 0
+    (folder / "config.json").write_bytes(FILES["config.json"][::-1])
+    env = {} if from_home == "the same" else {"MODELSCOPE_CACHE": str(client.work / "cache")}
+    assert upload(client, **env).code == 0
+    assert on_hub(store) == FILES | {"config.json": FILES["config.json"][::-1]}
+    assert (client.work / "cache").exists() == (from_home == "another")
+
+
+@pytest.mark.parametrize("length", [255, 256, 5000])
+def test_folder_with_too_long_a_name_fails_without_a_traceback(client: Client, length: int) -> None:
+    failed(upload(client, "--model-dir", "x" * length))
 
 
 # --- success that the SDK would believe ---------------------------------------------------------
@@ -657,6 +675,20 @@ def test_ctrl_c_that_ended_the_reader_of_the_log_too_is_130(client: Client, hub:
     result = client.interrupt(process, when=lambda: hub.received() > 100_000, log_read=False)
     assert result.code == 130
     assert result.seconds < 2
+
+
+def test_reader_of_the_log_that_goes_away_meanwhile_fails_no_upload(
+    client: Client, hub: Hub, store: Store
+) -> None:
+    files = {"model.safetensors": BIG, **FILES}
+    lay(client.work / "folder", files)
+    hub.rate = 2_000_000
+    with client.start("upload_model.py", REPO_ID=REPO, MODEL_DIR="folder") as process:
+        wait_until(lambda: hub.received() > 100_000)
+        process.stderr.close()
+        assert process.wait(30) == 0
+        assert process.stdout.read().splitlines()[-1] == "Upload finished."
+    assert on_hub(store) == files
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ def revisions(hub: Hub, request: Request, owner: str, name: str) -> Response:
     model = hub.store.visible(request.user, f"{owner}/{name}")
     if model is None:
         return enveloped(hub, not_there(hub, f"{owner}/{name}", "获取模型信息失败"))
-    entries = [{"Revision": revision, "CreatedAt": COMMITTED} for revision in model.revisions]
+    names = [name for name in model.revisions if not re.fullmatch("[0-9a-f]{40}", name)]
+    entries = [{"Revision": name, "CreatedAt": COMMITTED} for name in names]  # commits are not
     tags = [entry for entry in entries if entry["Revision"] in model.tags]
     branches = [entry for entry in entries if entry["Revision"] not in model.tags]
     return ok({"RevisionMap": {"Branches": branches, "Tags": tags}})
