@@ -177,7 +177,7 @@ def warn_about_key_files(folder: Path) -> None:
 
 Digests = dict[str, Callable[[], str]]  # by name, what gives the sha256 of a file
 
-CHECKED: set[Path] = set()  # folders that were compared with what the hub lists
+CHECKED: set[Path] = set()  # folders that came through the guard
 
 
 def guard_sdk() -> None:
@@ -227,7 +227,8 @@ def guard(api: Any, repo_id: str, folder: Path, door: Callable[..., Any]) -> Any
             print("The hub has all of it already; nothing is sent.", file=sys.stderr)
             return None
         record = find_record(repo_id, folder)
-        door = functools.partial(door, ignore_patterns=ignored, tracker_path=record)
+        kept = {"use_cache": record is not None, "tracker_path": record}
+        door = functools.partial(door, ignore_patterns=ignored, **kept)
         for _ in range(2):
             remembered = record is not None and record.exists()
             commits = send(door, sizes, missing, few_threads)
@@ -366,7 +367,6 @@ def send(
         return door(
             allow_patterns=only,
             max_workers=1 if few_threads else SMALL_AT_ONCE if small else LARGE_AT_ONCE,
-            use_cache=door.keywords["tracker_path"] is not None,
             disable_tqdm=not sys.stderr.isatty(),
             progress_callback=lambda event: bar.update(
                 max(event["uploaded_bytes"], event["committed_bytes"]) - bar.n
