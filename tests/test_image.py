@@ -20,7 +20,7 @@ import pytest
 from tests.hub import Hub, Store
 from tests.support.builders import BASE, LOOPBACK, Clone, Docker, registry, run
 from tests.support.client import ROOT, Result, lay, tree, wait_until
-from tests.support.readme import README
+from tests.support.readme import README, blocks
 
 pytestmark = [pytest.mark.gate, pytest.mark.timeout(600)]
 
@@ -284,6 +284,45 @@ def test_python_image_with_packages_and_a_user_of_its_own_downloads_and_keeps_th
     assert {"requests==2.28.2", "modelscope==1.40.2"} <= {*after}
     assert {*before} <= {*after}
     assert clone.docker.held("weights") == {"main/config.json": b"{}"}
+
+
+RECIPE = next(block for block in blocks("Images", "sh") if "REFRESH=$(" in block)
+
+
+def test_build_with_the_recipe_downloads_only_when_a_model_has_moved(
+    clone: Clone, hub: Hub, store: Store
+) -> None:
+    for name in ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B"):
+        store.add(name, {"config.json": name.encode()})
+    clone.run(RECIPE)
+    before, asked = clone.docker.layers(), len(hub.log)
+    clone.run(RECIPE)
+    assert [request.route for request in hub.log[asked:]] == ["list", "list"]
+    assert clone.docker.layers() == before
+    store.add("Qwen/Qwen3-0.6B", {"config.json": b"moved"})
+    clone.run(RECIPE)
+    assert clone.docker.held("app/model/draft") == {"config.json": b"moved"}
+
+
+@pytest.mark.parametrize("broken", ["no model", "no files", "no draft files"])
+def test_recipe_fails_and_builds_nothing_when_a_list_cannot_be_had(
+    clone: Clone, store: Store, broken: str
+) -> None:
+    store.add("Qwen/Qwen3-8B", {"config.json": b"{}"} if "draft" in broken else {})
+    store.add("Qwen/Qwen3-0.6B", {})
+    if broken == "no model":
+        del store.models["Qwen/Qwen3-8B"]
+    result = clone.run(RECIPE, check=False)
+    assert result.code != 0
+    assert "Qwen3-8B" in result.err or "draft" in broken
+    assert "STEP" not in result.err
+
+
+@pytest.mark.parametrize("name", ["github", "gitlab"])
+def test_example_of_a_pipeline_has_the_recipe(name: str) -> None:
+    example = (ROOT / f".ci/examples/{name}.yml").read_text()
+    lines = ["\n".join(map(str.strip, text.splitlines())) for text in (RECIPE, example)]
+    assert lines[0].split("\n", 1)[1].split(" && ")[0] in lines[1]
 
 
 def test_edit_of_another_file_is_not_seen_by_the_build(clone: Clone) -> None:
