@@ -251,6 +251,37 @@ def test_private_model_comes_with_the_token_which_no_layer_and_no_cache_holds(
     run("bash", "-c", '! grep -rlF "$0" "$1"', token, clone.docker.root)
 
 
+@pytest.fixture
+def own_dockerfile(clone: Clone, hub: Hub, store: Store) -> str:
+    """The README's Dockerfile of one's own, and in it where the hub is."""
+    store.add("you/private", {"config.json": b"{}"}, private=True)
+    [text] = blocks("Images", "dockerfile")
+    return text.replace("RUN --mount", f"ENV MODELSCOPE_ENDPOINT={hub.url}\nRUN --mount")
+
+
+def test_dockerfile_of_ones_own_leaves_no_login_in_the_image(
+    clone: Clone, store: Store, tmp_path: Path, own_dockerfile: str
+) -> None:
+    token = add_token(store, tmp_path, owner="you")
+    (clone.folder / "Dockerfile").write_text(own_dockerfile)
+    clone.run(readme_build("docker build -t my-model --secret"))
+    assert b"{}" in clone.docker.held("model").values()
+    assert clone.docker.held("login") == {}
+    assert clone.docker.search(token) == []
+
+
+@pytest.mark.parametrize("leak", ["RUN rm -r /login", "ENV MODELSCOPE_API_TOKEN={token}"])
+def test_search_finds_the_token_in_an_image_that_leaks(
+    clone: Clone, store: Store, tmp_path: Path, own_dockerfile: str, leak: str
+) -> None:
+    token = add_token(store, tmp_path, owner="you")
+    if "login" in leak:
+        own_dockerfile = own_dockerfile.replace(" --mount=type=tmpfs,target=/login", "")
+    (clone.folder / "Dockerfile").write_text(own_dockerfile + leak.format(token=token))
+    clone.build(*SECRET)
+    assert clone.docker.search(token)
+
+
 # --- what is downloaded, and when -----------------------------------------------------------------
 
 
