@@ -1,7 +1,8 @@
-"""A machine of a user, which runs commands as processes."""
+"""A user's machine, which runs commands as processes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,16 +21,26 @@ SHORT_WAITS = {
     "MODELSCOPE_API_CONNECT_TIMEOUT": "2",
     "MODELSCOPE_API_MAX_RETRIES": "2",
     "MODELSCOPE_API_TIMEOUT": "5",
+    "MODELSCOPE_DOWNLOAD_LOW_SPEED_WINDOW_SECONDS": "2",
+    "MODELSCOPE_DOWNLOAD_MAX_RETRIES": "2",
     "MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS": "1",
     "MODELSCOPE_DOWNLOAD_TIMEOUT": "1",
     "MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS": "5",
     "MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "2",
     "MODELSCOPE_REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS": "1",
     "MODELSCOPE_REPO_TREE_PAGE_TIMEOUT_SECONDS": "2",
+    "MODELSCOPE_UPLOAD_BLOB_MAX_ATTEMPTS": "2",
+    "MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS": "2",
+    "MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS": "2",
+    "MODELSCOPE_UPLOAD_RECOVERY_MAX_DELAY_SECONDS": "1",
+    "MODELSCOPE_UPLOAD_RECOVERY_SINGLE_FILE_DELAY_SECONDS": "1",
 }
 
 # Large files come in parts; with these, a file of more than 1 MB is a large one.
 PARTS = {"MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "1", "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "1"}
+
+# Put before a command, it starts the command with SIGINT ignored, as `nohup … &` in a script does.
+IGNORE_SIGINT = ("sh", "-c", 'trap "" INT && exec "$@"', "sh")
 
 
 @dataclass
@@ -49,17 +60,20 @@ class Result:
 class Client:
     """A machine with nothing but the environment it needs, a HOME of its own, and the scripts."""
 
-    def __init__(self, tmp_path: Path, hub: Hub) -> None:
-        self.home = tmp_path / "home"
-        self.work = tmp_path / "work"
+    def __init__(self, folder: Path, hub: Hub) -> None:
+        self.home = folder / "home"
+        self.work = folder / "work"
         self.home.mkdir()
         self.work.mkdir()
+        self.started: list[subprocess.Popen[str]] = []
         self.env = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "HOME": str(self.home),
             "MODELSCOPE_ENDPOINT": hub.url,
             **SHORT_WAITS,
         }
+        if sys.platform == "win32":  # nothing starts there without the one; the other is HOME
+            self.env |= {"SYSTEMROOT": os.environ["SYSTEMROOT"], "USERPROFILE": str(self.home)}
 
     def start(self, *command: object, **env: str | None) -> subprocess.Popen[str]:
         """Start a command in `work`; a script's name stands for `python SCRIPT`."""
@@ -67,18 +81,28 @@ class Client:
         if words[0].endswith(".py"):
             words = [sys.executable, str(ROOT / words[0]), *words[1:]]
         environment = {k: v for k, v in {**self.env, **env}.items() if v is not None}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        return subprocess.Popen(
-            words, cwd=self.work, env=environment, text=True, encoding="utf-8", **pipes
+        process = subprocess.Popen(
+            words,
+            cwd=self.work,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
         )
+        self.started.append(process)
+        return process
 
     def run(self, *command: object, timeout: float = 60, **env: str | None) -> Result:
+        """Run a command to its end; one that takes too long is killed and fails the test."""
         started = time.monotonic()
         with self.start(*command, **env) as process:
             try:
                 out, err = process.communicate(timeout=timeout)
             except BaseException:
-                process.kill()
+                kill(process)
                 raise
         return Result(process.returncode, out, err, time.monotonic() - started)
 
@@ -86,19 +110,30 @@ class Client:
         self,
         process: subprocess.Popen[str],
         when: Callable[[], object],
-        *,
         number: int = signal.SIGINT,
-        log_read: bool = True,
     ) -> Result:
         """Send Ctrl-C, or another signal, as soon as `when()` holds, and time the end."""
-        with process:
-            wait_until(when)
-            if not log_read:  # as when the same Ctrl-C ended `tee`
-                process.stderr.close()
-            started = time.monotonic()
-            process.send_signal(number)
-            out, err = process.communicate(timeout=30)
+        wait_until(lambda: when() or process.poll() is not None)
+        started = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
         return Result(process.returncode, out, err, time.monotonic() - started)
+
+    def close(self) -> None:
+        """Kill what a failed test has left running."""
+        for process in self.started:
+            if process.poll() is None:
+                kill(process)
+                process.wait()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Kill a command with all that it started; on Windows, itself."""
+    if sys.platform == "win32":
+        process.kill()
+        return
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def wait_until(holds: Callable[[], object], seconds: float = 30) -> None:
