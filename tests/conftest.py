@@ -12,13 +12,12 @@ import pytest
 from tests.hub import Hub, Store
 from tests.support.cases import FILES, MODEL
 from tests.support.client import Client, lay
-from tests.support.real_hub import RealHub, real_hub
+from tests.support.real_hub import RealHub
 
 
 def pytest_configure() -> None:
-    """Let commands be interrupted, also where `nohup` has started the tests with SIGINT ignored."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Let no command inherit an ignored SIGINT, which `nohup python -m pytest &` starts with."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -66,5 +65,6 @@ def folder(client: Client) -> Path:
 
 @pytest.fixture
 def real(tmp_path: Path) -> Iterator[RealHub]:
-    with real_hub(tmp_path) as real:
-        yield real
+    real = RealHub(tmp_path)
+    yield real
+    real.close()

@@ -5,8 +5,8 @@ It speaks the HTTP interface that the SDK uses around models, and nothing more. 
 wrong on purpose), `server` (rules, the log, the queue of faults) and `connection` (sockets).
 """
 
-from tests.hub.messages import Answer, Fault, Request, Response
-from tests.hub.server import Hub
+from tests.hub.faults import Answer, Fault, Response
+from tests.hub.server import Hub, Request
 from tests.hub.store import Store
 
 __all__ = ["Answer", "Fault", "Hub", "Request", "Response", "Store"]

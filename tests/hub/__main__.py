@@ -1,11 +1,11 @@
 """Rehearse against a hub of your own, on loopback: no account, no internet.
 
-python -m tests.hub -- COMMAND …   runs COMMAND against the hub and passes its exit code on;
-                                   with a shell as COMMAND, every command in it is a rehearsal
+python -m tests.hub -- COMMAND …   runs COMMAND and passes its exit code on
+python -m tests.hub -- sh          opens a shell, in which every command is a rehearsal
 python -m tests.hub                serves until Ctrl-C and prints the lines to paste
 
-COMMAND finds the hub's address and a token in its environment. The token may read and write all.
-The hub forgets what was uploaded when it ends, unless --data names a folder.
+The commands find the hub's address and a token in their environment. The token may read and write
+everything. When it ends, the hub forgets what was uploaded.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    help_data = "serve and keep models in DIR/OWNER/NAME/… (default: small models, kept nowhere)"
-    parser.add_argument("--data", type=Path, metavar="DIR", help=help_data)
     parser.add_argument("command", nargs="*", help="what to run, after a lone --")
     return parser.parse_args()
 
@@ -65,11 +63,10 @@ def serve(env: dict[str, str]) -> int:
 
 def main() -> int:
     args = parse_args()
-    with tempfile.TemporaryDirectory(prefix="hub-") as scratch:
-        store = Store(args.data or Path(scratch, "models"))
+    with tempfile.TemporaryDirectory(prefix="hub-", ignore_cleanup_errors=True) as scratch:
+        store = Store(Path(scratch, "blobs"))
         store.users[TOKEN] = "*"
-        if args.data is None:
-            add_defaults(store)
+        add_defaults(store)
         with Hub(store) as hub:
             env = {
                 "MODELSCOPE_ENDPOINT": hub.url,

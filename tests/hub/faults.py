@@ -1,17 +1,36 @@
-"""How an answer goes wrong on purpose. A fault takes the right answer and returns another one.
+"""What the hub answers, and how an answer goes wrong on purpose.
 
-Queue them in a test's own body: `hub.queue("file", truncate(1000), file="model.safetensors")`.
+A fault takes the right answer and returns another one. Queue faults in a test's own body:
+`hub.queue("file", truncate(1000), file="model.safetensors")`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.hub.messages import Answer, Fault, Response
 
+@dataclass
+class Response:
+    """An answer, and how it is delivered."""
+
+    status: int = 200
+    body: bytes | memoryview = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    announce: int | None = None  # the Content-Length to state, when not the body's own
+    cut: int | None = None  # bytes of body after which the connection is reset; -1: no headers
+    stall: int | None = None  # bytes of body after which nothing more comes; -1: no headers
+    rate: float | None = None  # bytes a second
+
+    @classmethod
+    def json(cls, payload: Any, status: int = 200) -> Response:
+        return cls(status, json.dumps(payload).encode(), {"Content-Type": "application/json"})
+
+
+Answer = Callable[[], Response]
+Fault = Callable[[Answer], Response]
 Files = list[dict[str, Any]]
 
 
@@ -27,9 +46,10 @@ def refuse(answer: Answer) -> Response:
 
 def status(code: int, message: str = "", **headers: str) -> Fault:
     """An error status, as JSON; `Retry_After="1"` becomes a header."""
-    fields = {name.replace("_", "-"): value for name, value in headers.items()}
     payload = {"Code": code, "Success": False, "Message": message or f"status {code}"}
-    return lambda answer: Response.json(payload, code, fields)
+    response = Response.json(payload, code)
+    response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
+    return lambda answer: response
 
 
 def truncate(after: int) -> Fault:
@@ -52,8 +72,8 @@ def changed(change: Callable[[bytes], bytes], *, announced: bool = True) -> Faul
 
     def fault(answer: Answer) -> Response:
         response = answer()
-        body = change(response.content)
-        return replace(response, body=body, announce=len(body if announced else response))
+        body = change(bytes(response.body))
+        return replace(response, body=body, announce=len(body if announced else response.body))
 
     return fault
 
@@ -112,7 +132,7 @@ def edit(change: Callable[[Files], object]) -> Fault:
     """The file list after `change`, which alters it in place."""
 
     def fault(answer: Answer) -> Response:
-        payload = json.loads(answer().content)
+        payload = json.loads(bytes(answer().body))
         change(payload["Data"]["Files"])
         return Response.json(payload)
 

@@ -1,18 +1,30 @@
-"""The hub itself: its hosts, a log of requests, a queue of faults."""
+"""The hub itself: its hosts, a log of requests, a queue of faults; and what goes over a socket."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import ssl
+import struct
+import sys
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from http.cookies import SimpleCookie
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from socketserver import ThreadingTCPServer
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
-from tests.hub.connection import Server
-from tests.hub.messages import Fault, Request
+from tests.hub import routes
+from tests.hub.faults import Answer, Fault, Response
 from tests.hub.store import Blob, Model, Store
+
+CHUNK = 1 << 18
 
 # The hub's three hosts, by the names that a client sees. To a client, `localhost` is another host
 # than `127.0.0.1`.
@@ -33,10 +45,32 @@ class Rules:
     lag: int = 0  # requests for the file list that do not show a commit yet
     lag_seconds: float = 0  # and for how long they don't, however many there are
     commits: int | None = None  # commits that are accepted before the limit is reached
-    refused: str = (
-        r"/.*|\./.*|(.*/)?\.\.(/.*)?"  # paths that no commit may have, as a regular expression
-    )
+    refused: str = r"/.*|\./.*|(.*/)?\.\.(/.*)?"  # paths that no commit may have
     refuse_unchanged: bool = False  # a commit may not hold files that the branch has already
+
+
+@dataclass
+class Request:
+    """A request as the routes see it, and the line that the log keeps of it."""
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: Any
+    host: str  # "hub", "storage" or "uploads"
+    token: str | None = None
+    user: str | None = None
+    body: bytes | Path = b""
+    route: str = ""
+    file: str = ""
+    status: int = 0
+    sent: int = 0
+    received: int = 0
+
+    @property
+    def json(self) -> dict:
+        assert isinstance(self.body, bytes)
+        return json.loads(self.body)
 
 
 @dataclass
@@ -57,43 +91,31 @@ class Lag:
     until: float
 
 
+@dataclass(eq=False)
 class Hub:
-    """The stand-in hub: `with Hub(store) as hub:` serves on loopback until the block ends.
+    """The stand-in hub: `with Hub(store) as hub:` serves on loopback until the block ends."""
 
-    `latency` is seconds before each answer; `rate` is bytes a second for a connection;
-    `connections` is the number of file transfers at once beyond which the hub answers 429. `tls`
-    makes it speak HTTPS, under the `names` that it is given, at whatever ports; a host that has
-    no name there is the hub itself. What else it can do is in `rules`.
-    """
+    store: Store
+    _: KW_ONLY
+    latency: float = 0  # seconds before each answer
+    rate: float | None = None  # bytes a second for each connection
+    connections: int = 0  # file transfers at once, beyond which the answer is 429; 0: no limit
+    tls: ssl.SSLContext | None = None  # for HTTPS; its addresses have no port then
+    names: Mapping[str, str] = field(default_factory=LOOPBACK.copy)  # no name: the hub itself
+    rules: Rules = field(default_factory=Rules)
+    log: list[Request] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    faults: list[Queued] = field(default_factory=list)
+    signed: dict[str, tuple[str, Blob]] = field(default_factory=dict)  # a file by its signature
+    expired: set[str] = field(default_factory=set)
+    lags: dict[tuple[str, str], Lag] = field(default_factory=dict)
+    open: set[socket.socket] = field(default_factory=set)
+    busy: int = 0  # file transfers
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    closing: threading.Event = field(default_factory=threading.Event)
 
-    def __init__(
-        self,
-        store: Store,
-        *,
-        latency: float = 0,
-        rate: float | None = None,
-        connections: int = 0,
-        tls: ssl.SSLContext | None = None,
-        names: Mapping[str, str] = LOOPBACK,
-    ) -> None:
-        self.store = store
-        self.latency = latency
-        self.rate = rate
-        self.connections = connections
-        self.tls = tls
-        self.names = names
-        self.rules = Rules()
-        self.signed: dict[str, tuple[str, Blob]] = {}  # the file at each signed address
-        self.expired: set[str] = set()
-        self.lags: dict[tuple[str, str], Lag] = {}
-        self.log: list[Request] = []
-        self.problems: list[str] = []
-        self.faults: list[Queued] = []
-        self.busy = 0  # file transfers
-        self.open: set[socket.socket] = set()
-        self.lock = threading.Lock()
-        self.closing = threading.Event()
-        self.servers = {host: self.listen(host) for host in names}
+    def __post_init__(self) -> None:
+        self.servers = {host: self.listen(host) for host in self.names}
 
     @property
     def url(self) -> str:
@@ -130,12 +152,14 @@ class Hub:
                 connection.shutdown(socket.SHUT_RDWR)
         self.servers = {host: self.listen(host, port) for host, port in ports.items()}
 
+    def close(self, *exc: object) -> None:
+        self.closing.set()
+        self.stop()
+
     def __enter__(self) -> Hub:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.closing.set()
-        self.stop()
+    __exit__ = close
 
     def expire(self) -> None:
         """Make every signed address that was given out expire."""
@@ -189,3 +213,149 @@ class Hub:
         """Raise when a route was unknown, an answer raised an exception, or a fault was not met."""
         unmet = [f"{q.route} {q.file or ''}: never met" for q in self.faults if not q.met]
         assert not self.problems + unmet, "\n".join(self.problems + unmet)
+
+
+class Server(ThreadingTCPServer):
+    """One host of the hub, on loopback."""
+
+    allow_reuse_address = True
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 256
+
+    def __init__(self, hub: Hub, host: str, port: int = 0) -> None:
+        self.hub = hub
+        self.host = host
+        super().__init__(("127.0.0.1", port), Connection)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Keep what broke the hub; a client that went away didn't."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            self.hub.problems.append(traceback.format_exc())
+
+
+class Connection(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Server
+    due = 0.0  # when the bytes that were moved should have been moved, at the rate
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub = self.server.hub
+        self.hub.open.add(self.connection)
+
+    def finish(self) -> None:
+        self.hub.open.discard(self.connection)
+        super().finish()
+
+    def log_message(self, *args: object) -> None:
+        """The hub's own log is `hub.log`."""
+
+    def handle_request(self) -> None:
+        hub, request = self.hub, self.read_head()
+        route = routes.find(hub, request)
+        transfer = request.route == "file" and request.method == "GET"
+        with hub.lock:
+            hub.log.append(request)
+            hub.busy += transfer
+        try:
+            response = self.answer(request, route)
+            request.status = response.status
+            self.deliver(request, response)
+        finally:
+            with hub.lock:
+                hub.busy -= transfer
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
+
+    def read_head(self) -> Request:
+        url = urlsplit(self.path)
+        query = {k: v[-1] for k, v in parse_qs(url.query, keep_blank_values=True).items()}
+        bearer = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        cookie = SimpleCookie(self.headers.get("Cookie", "")).get("m_session_id")
+        token = bearer or (cookie.value if cookie else None)
+        user = self.hub.store.users.get(token or "")
+        path, host = unquote(url.path), self.server.host
+        return Request(self.command, path, query, self.headers, host, token, user)
+
+    def read_body(self, request: Request) -> None:
+        """Read the body: to a file when it is a blob, else into memory."""
+        if request.route != "blob":
+            request.body = b"".join(self.chunks(request))
+            return
+        request.body = self.hub.store.new_file()
+        with request.body.open("wb") as file:
+            for chunk in self.chunks(request):
+                file.write(chunk)
+                self.pace(len(chunk), self.hub.rate)
+
+    def chunks(self, request: Request) -> Iterator[bytes]:
+        """The body as it comes, counted."""
+        length = int(self.headers.get("Content-Length") or 0)
+        while request.received < length:
+            chunk = self.rfile.read1(min(CHUNK, length - request.received))
+            if not chunk:
+                raise ConnectionError("the client went away")
+            request.received += len(chunk)
+            yield chunk
+
+    def answer(self, request: Request, route: Answer | None) -> Response:
+        hub = self.hub
+        if route is None:
+            hub.problems.append(f"unknown route: {request.method} {self.path}")
+            self.close_connection = True
+            return Response(404)
+        fault = hub.next_fault(request)
+        time.sleep(hub.latency)
+        if request.route == "file" and 0 < hub.connections < hub.busy:
+            return Response(429, headers={"Retry-After": "1"})
+        self.read_body(request)
+        return fault(route) if fault else route()
+
+    def deliver(self, request: Request, response: Response) -> None:
+        if -1 not in (response.cut, response.stall):
+            self.send_head(response)
+            if request.method != "HEAD":
+                self.send_body(request, response)
+        if response.cut is not None:
+            self.reset()
+        elif response.stall is not None:
+            self.hang()
+
+    def send_head(self, response: Response) -> None:
+        length = len(response.body) if response.announce is None else response.announce
+        self.send_response_only(response.status)
+        for name, value in {"Content-Length": str(length), **response.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if length != len(response.body):
+            self.close_connection = True
+
+    def send_body(self, request: Request, response: Response) -> None:
+        rate = response.rate or self.hub.rate
+        body = memoryview(response.body)
+        end = min(x for x in (response.cut, response.stall, len(body)) if x is not None)
+        step = max(1, int(rate / 20)) if rate else max(1, end)
+        while request.sent < end:
+            sent = self.connection.send(body[request.sent : min(request.sent + step, end)])
+            request.sent += sent
+            self.pace(sent, rate)
+
+    def pace(self, moved: int, rate: float | None) -> None:
+        """Hold the connection to `rate`, in bytes a second, even where sleeps overshoot."""
+        if rate is None:
+            return
+        now = time.monotonic()
+        self.due = max(self.due, now - 0.1) + moved / rate
+        self.hub.closing.wait(max(0.0, self.due - now))
+
+    def reset(self) -> None:
+        linger = struct.pack("ii", 1, 0)
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.close_connection = True
+
+    def hang(self) -> None:
+        """Send nothing more, but hold the connection until the hub closes."""
+        self.close_connection = True
+        self.hub.closing.wait()

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
+import mmap
 import re
 import secrets
-import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,6 +41,10 @@ class Blob:
     size: int
     sha256: str
 
+    @property
+    def content(self) -> memoryview:
+        return read(self.path)
+
 
 @dataclass
 class Model:
@@ -64,22 +67,15 @@ class Model:
 
 
 class Store:
-    """The models of a folder laid out `ROOT/OWNER/NAME/…`; that folder is each model's `master`.
-
-    Other revisions, privacy and users live in memory, as long as the hub does.
-    """
+    """Models and users, which live as long as the hub does, and the folder for their blobs."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.blobs: dict[str, Blob] = {}
         self.models: dict[str, Model] = {}
         self.users: dict[str, str] = {}  # token: owner; the owner "*" owns every model
-        self.lock = threading.RLock()
-        shutil.rmtree(root / ".blobs", ignore_errors=True)
-        (root / ".blobs").mkdir(parents=True)
-        for folder in sorted(path for path in root.glob("[!.]*/*") if path.is_dir()):
-            files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-            self.add(folder.relative_to(root).as_posix(), files)
+        self.lock = threading.Lock()
+        root.mkdir(parents=True, exist_ok=True)
 
     def add_user(self, owner: str) -> str:
         """Return a new token of `owner`."""
@@ -97,60 +93,37 @@ class Store:
     ) -> Model:
         """Make `revision` of a model hold exactly `files`; the model is made when it is new."""
         model = self.models.setdefault(model_id, Model(model_id, private))
-        model.revisions[revision] = {
-            name: self.keep(content if isinstance(content, Path) else self.write(content))
-            for name, content in (files or {}).items()
-        }
+        kept = {name: self.keep(content) for name, content in (files or {}).items()}
+        model.revisions[revision] = kept
         return model
 
     def create(self, model_id: str, *, private: bool = False, branch: bool = True) -> Model:
         """Make a new repo, which holds the hub's own files, or has no `branch` yet."""
         model = self.models[model_id] = Model(model_id, private)
         if branch:
-            files = {name: self.keep(self.write(content)) for name, content in OWN_FILES.items()}
+            files = {name: self.keep(content) for name, content in OWN_FILES.items()}
             self.commit(model, MASTER, files, "initial commit")
         return model
 
-    def write(self, content: bytes) -> Path:
-        """Write `content` to a new file, which no blob names yet."""
-        path = self.new_file()
-        path.write_bytes(content)
-        return path
-
     def new_file(self) -> Path:
-        return self.root / ".blobs" / f"new-{secrets.token_hex(8)}"
+        return self.root / secrets.token_hex(8)
 
-    def keep(self, path: Path) -> Blob:
-        """Make a blob of the file at `path`, known from now on by its digest."""
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        blob = Blob(path, path.stat().st_size, digest.hexdigest())
+    def keep(self, content: bytes | Path) -> Blob:
+        """Make a blob of some bytes, or of a file that stays where it is."""
+        path = content if isinstance(content, Path) else self.new_file()
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        data = read(path)
+        blob = Blob(path, len(data), hashlib.sha256(data).hexdigest())
         with self.lock:
             return self.blobs.setdefault(blob.sha256, blob)
 
     def commit(self, model: Model, branch: str, changes: dict[str, Blob], message: str) -> None:
         """Add `changes` to a branch, which begins with its first commit."""
         with self.lock:
-            if branch == MASTER:
-                for name, blob in changes.items():
-                    self.lay_out(model, name, blob)
             model.revisions[branch] = model.revisions.get(branch, {}) | changes
             model.messages.append(message)
             model.commits[model.head] = model.revisions[branch]
-
-    def lay_out(self, model: Model, name: str, blob: Blob) -> None:
-        """Let the folder on disk follow a commit to `master`."""
-        target = self.root / model.id / name
-        if target.exists() and target.samefile(blob.path):
-            return
-        target.unlink(missing_ok=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(blob.path, target)
-        except OSError:  # no hard links here
-            shutil.copyfile(blob.path, target)
 
     def owns(self, user: str | None, model_id: str) -> bool:
         return user in ("*", model_id.split("/")[0])
@@ -158,6 +131,14 @@ class Store:
     def visible(self, user: str | None, model_id: str) -> Model | None:
         model = self.models.get(model_id)
         return model if model and (not model.private or self.owns(user, model_id)) else None
+
+
+def read(path: Path) -> memoryview:
+    """The bytes of a file, which stay on disk."""
+    with path.open("rb") as file:
+        if not path.stat().st_size:
+            return memoryview(b"")
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def is_large(name: str, size: int) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ import pytest
 
 from tests.hub import Fault, Store
 from tests.hub.faults import edit
-from tests.support.client import ROOT, Client, Result
+from tests.support.client import Client, Result
 
 MODEL = "alice/model"
 BIG = "model-00002-of-00002.safetensors"
@@ -27,7 +26,6 @@ FILES = {
     "nested/vocab.txt": b"a\nb\n",
 }
 SUCCESS = ["Model download successful!", "Resolved model_dir: {}"]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def download(client: Client, *options: object, **env: str | None) -> Result:
@@ -37,9 +35,8 @@ def download(client: Client, *options: object, **env: str | None) -> Result:
 
 def upload(client: Client, *options: object, **env: str | None) -> Result:
     """Run `upload_model.py` on the folder `client.work / "folder"`, to MODEL."""
-    return client.run(
-        "upload_model.py", *options, **{"REPO_ID": MODEL, "MODEL_DIR": "folder", **env}
-    )
+    defaults = {"REPO_ID": MODEL, "MODEL_DIR": "folder"}
+    return client.run("upload_model.py", *options, **{**defaults, **env})
 
 
 def snapshot(cache: Path, model: str = MODEL, revision: str = "master") -> Path:
@@ -54,16 +51,8 @@ def uploaded(store: Store, model: str = MODEL) -> dict[str, bytes]:
 
 
 def lists_big(**fields: object) -> Fault:
-    """The list says something else about the big file; a field that is `...` is missing."""
-
-    def change(files: list[dict[str, object]]) -> None:
-        for file in files:
-            if file["Path"] == BIG:
-                changed = {**file, **fields}
-                file.clear()
-                file.update({name: value for name, value in changed.items() if value is not ...})
-
-    return edit(change)
+    """The list says something else about the big file."""
+    return edit(lambda files: [file.update(fields) for file in files if file["Path"] == BIG])
 
 
 @contextlib.contextmanager
@@ -72,20 +61,9 @@ def disk(folder: Path, size: str) -> Iterator[Path]:
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("only root on Linux can mount a disk")
     folder.mkdir(parents=True, exist_ok=True)
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    if subprocess.run(mount).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]).returncode:
         pytest.skip("no disk can be mounted here")
     try:
         yield folder
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def section(title: str) -> str:
-    """The text of the README below a heading of the second level, up to the next one."""
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
-
-
-def blocks(text: str, language: str) -> list[str]:
-    """The code blocks of `text` in one language; "" for those that name none."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        subprocess.run(["umount", "-l", folder], check=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.hub import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
+Process = subprocess.Popen[str]
 
 # The SDK's own settings keep its waits short; without them it would back off for minutes.
 SHORT_WAITS = {
@@ -30,7 +31,7 @@ SHORT_WAITS = {
     "MODELSCOPE_REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS": "1",
     "MODELSCOPE_REPO_TREE_PAGE_TIMEOUT_SECONDS": "2",
     "MODELSCOPE_UPLOAD_BLOB_MAX_ATTEMPTS": "2",
-    "MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS": "2",
+    "MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS": "10",
     "MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS": "2",
     "MODELSCOPE_UPLOAD_RECOVERY_MAX_DELAY_SECONDS": "1",
     "MODELSCOPE_UPLOAD_RECOVERY_SINGLE_FILE_DELAY_SECONDS": "1",
@@ -65,7 +66,7 @@ class Client:
         self.work = folder / "work"
         self.home.mkdir()
         self.work.mkdir()
-        self.started: list[subprocess.Popen[str]] = []
+        self.started: list[Process] = []
         self.env = {
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "HOME": str(self.home),
@@ -75,25 +76,16 @@ class Client:
         if sys.platform == "win32":  # nothing starts there without the one; the other is HOME
             self.env |= {"SYSTEMROOT": os.environ["SYSTEMROOT"], "USERPROFILE": str(self.home)}
 
-    def start(self, *command: object, **env: str | None) -> subprocess.Popen[str]:
+    def start(self, *command: object, **env: str | None) -> Process:
         """Start a command in `work`; a script's name stands for `python SCRIPT`."""
         words = [str(word) for word in command]
         if words[0].endswith(".py"):
             words = [sys.executable, str(ROOT / words[0]), *words[1:]]
         environment = {k: v for k, v in {**self.env, **env}.items() if v is not None}
-        process = subprocess.Popen(
-            words,
-            cwd=self.work,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            start_new_session=True,
-        )
-        self.started.append(process)
-        return process
+        where = {"cwd": self.work, "env": environment, "start_new_session": True}
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.started.append(subprocess.Popen(words, encoding="utf-8", **where, **pipes))
+        return self.started[-1]
 
     def run(self, *command: object, timeout: float = 60, **env: str | None) -> Result:
         """Run a command to its end; one that takes too long is killed and fails the test."""
@@ -107,10 +99,7 @@ class Client:
         return Result(process.returncode, out, err, time.monotonic() - started)
 
     def interrupt(
-        self,
-        process: subprocess.Popen[str],
-        when: Callable[[], object],
-        number: int = signal.SIGINT,
+        self, process: Process, when: Callable[[], object], number: int = signal.SIGINT
     ) -> Result:
         """Send Ctrl-C, or another signal, as soon as `when()` holds, and time the end."""
         wait_until(lambda: when() or process.poll() is not None)
@@ -124,16 +113,13 @@ class Client:
         for process in self.started:
             if process.poll() is None:
                 kill(process)
-                process.wait()
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a command with all that it started; on Windows, itself."""
-    if sys.platform == "win32":
-        process.kill()
-        return
+def kill(process: Process) -> None:
+    """Kill a command with all that it started (on Windows, only itself) and wait for its end."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill() if sys.platform == "win32" else os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def wait_until(holds: Callable[[], object], seconds: float = 30) -> None:
