@@ -53,8 +53,8 @@ def model(store: Store) -> str:
 @pytest.fixture
 def token(store: Store, client: Client) -> str:
     """The token of the model's owner, in the client's environment."""
-    client.env["MODELSCOPE_API_TOKEN"] = store.add_user("alice")
-    return client.env["MODELSCOPE_API_TOKEN"]
+    token = client.env["MODELSCOPE_API_TOKEN"] = store.add_user("alice")
+    return token
 
 
 @pytest.fixture

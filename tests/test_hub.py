@@ -240,7 +240,7 @@ def test_what_goes_wrong_in_the_hub_fails_the_test(store: Store) -> None:
         hub.check()
 
 
-def test_latency_rate_and_connections_are_kept(store: Store, model: str) -> None:
+def test_latency_and_limits_are_kept(store: Store, model: str) -> None:
     with Hub(store, latency=0.2, rate=SIZE, connections=1) as hub:
         started = time.monotonic()
         answer = get_file(hub, stream=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -27,8 +26,8 @@ TOKEN = "ms-your-token"  # as the README has it, so that its lines can be pasted
 
 
 def parse_args() -> argparse.Namespace:
-    models = [f"  {model_id:34} {name}" for model_id, name in SERVED.items()]
-    models = [f"{line}, private" if PRIVATE in line else line for line in models]
+    notes = {PRIVATE: ", private"}
+    models = [f"  {model:34} {name}{notes.get(model, '')}" for model, name in SERVED.items()]
     parser = argparse.ArgumentParser(
         prog="python -m tests.hub",
         description=__doc__,
@@ -49,10 +48,10 @@ def run(command: list[str], env: dict[str, str]) -> int:
 
 def serve(env: dict[str, str]) -> int:
     """Serve until Ctrl-C, also where a shell has started this with Ctrl-C ignored."""
-    line = '$env:{} = "{}"' if sys.platform == "win32" else "export {}={}"
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    line = '$env:{} = "{}"' if sys.platform == "win32" else "export {}='{}'"
     for name, value in env.items():
-        print(line.format(name, value if sys.platform == "win32" else shlex.quote(value)))
+        print(line.format(name, value))
     print("# serving until Ctrl-C", flush=True)
     try:
         while True:

@@ -31,7 +31,6 @@ class Response:
 
 Answer = Callable[[], Response]
 Fault = Callable[[Answer], Response]
-Files = list[dict[str, Any]]
 
 
 def passes(answer: Answer) -> Response:
@@ -94,10 +93,7 @@ def first(action: Callable[[], object], then: Fault = passes) -> Fault:
 
 
 def stall(after: int | None = None) -> Fault:
-    """Nothing more comes after some bytes of the body; by default the request is not even acted on.
-
-    The connection stays open.
-    """
+    """Nothing more comes after some bytes of the body; by default the request isn't acted on."""
     if after is None:
         return lambda answer: Response(0, stall=-1)
     return lambda answer: replace(answer(), stall=after)
@@ -128,7 +124,7 @@ def reads(body: bytes) -> Fault:
     return lambda answer: Response(200, body, {"Content-Type": "application/json"})
 
 
-def edit(change: Callable[[Files], object]) -> Fault:
+def edit(change: Callable[[list[dict[str, Any]]], object]) -> Fault:
     """The file list after `change`, which alters it in place."""
 
     def fault(answer: Answer) -> Response:

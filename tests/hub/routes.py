@@ -1,5 +1,4 @@
-"""What the hub answers, a function an address: read off the SDK's source and the records of the
-real hub; `tests/README.md` says which."""
+"""What the hub answers, a function for each address; `tests/README.md` names the sources."""
 
 from __future__ import annotations
 
@@ -9,6 +8,7 @@ import re
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,19 +18,14 @@ from tests.hub.store import MASTER, Blob, Model, is_large
 if TYPE_CHECKING:
     from tests.hub.server import Hub, Request
 
-Route = Callable[..., Response]
-
 LIST_LIMIT = 3000  # entries in one answer; the SDK walks the folders when it sees this many
 COMMITTED = 1_700_000_000  # the one date of all files
 COMMIT_ID = re.compile("[0-9a-f]{40}")
 
 # The hub's own codes.
-MISSING = 10010205001
-NO_ACCESS = 10010200001
-NO_TREE = 10990101004
+MISSING, NO_ACCESS, NO_TREE = 10010205001, 10010200001, 10990101004
 NOT_LOGGED_IN = REJECTED = 10030000001
-BAD_TOKEN = 10010103009
-EXISTS = 10010101001
+BAD_TOKEN, EXISTS = 10010103009, 10010101001
 
 
 def ok(data: object) -> Response:
@@ -90,16 +85,13 @@ def info(hub: Hub, request: Request, model_id: str) -> Response:
     model = hub.store.visible(request.user, model_id)
     if model is None:
         return openapi(404, code="ResourceNotFound", message="model not found")
-    owner, name = model_id.split("/")
-    data = {"id": model.id, "owner": owner, "name": name, "private": model.private}
-    return openapi(200, data=data)
+    return openapi(200, data={"id": model.id, "private": model.private})
 
 
 def legacy_info(hub: Hub, request: Request, model_id: str) -> Response:
     """`/api/v1/models/…`"""
     model = find_model(hub, request, model_id)
-    owner, name = model_id.split("/")
-    return ok({"Path": owner, "Name": name, "Visibility": 1 if model.private else 5})
+    return ok({"Path": model_id.split("/")[0], "Visibility": 1 if model.private else 5})
 
 
 def create(hub: Hub, request: Request) -> Response:
@@ -217,10 +209,7 @@ def region(hub: Hub, request: Request) -> Response:
 
 
 def batch(hub: Hub, request: Request, model_id: str) -> Response:
-    """LFS: an address for each blob that the hub lacks, and nothing for those that it has.
-
-    Whether the user may write is not asked before the blob comes.
-    """
+    """An address for each blob that the hub lacks; who may write is asked when the blob comes."""
     need_login(request)
     find_model(hub, request, model_id)
     address = hub.address("hub" if hub.rules.direct else "uploads")
@@ -286,7 +275,7 @@ def check_commit(hub: Hub, files: dict[str, Blob], changes: dict[str, Blob]) -> 
 
 MODEL = r"([^/]+/[^/]+)"
 LFS = rf"/api/v1/repos/models/{MODEL}"
-ROUTES: list[tuple[str, str, Route]] = [
+ROUTES: list[tuple[str, str, Callable[..., Response]]] = [
     ("login", r"hub POST /api/v1/login", login),
     ("me", r"hub GET /openapi/v1/users/me", me),
     ("info", rf"hub GET /openapi/v1/models/{MODEL}", info),
@@ -304,10 +293,9 @@ ROUTES: list[tuple[str, str, Route]] = [
 
 
 def find(hub: Hub, request: Request) -> Answer | None:
-    """Return what answers a request, with its address filled in, and name it in the log.
+    """Return what answers a request, and name its route in the log.
 
-    The hub's answer for a large file is a route of its own, "redirect": so "file" is where the
-    bytes come from, whichever host that is.
+    "file" is where bytes come from, on any host; the hub's answer for a large one is "redirect".
     """
     for name, pattern, route in ROUTES:
         match = re.fullmatch(pattern, f"{request.host} {request.method} {request.path}")
@@ -317,15 +305,14 @@ def find(hub: Hub, request: Request) -> Answer | None:
                 request.file = signed[0]
             if route is file and is_stored(hub, request, *match.groups()):
                 request.route, route = "redirect", redirect
-            groups = match.groups()
-            return lambda: respond(hub, request, route, *groups)
+            return partial(respond, hub, request, route, *match.groups())
     return None
 
 
-def respond(hub: Hub, request: Request, route: Route, *groups: str) -> Response:
+def respond(hub: Hub, request: Request, route: Callable[..., Response], *ids: str) -> Response:
     """Call a route; where it refuses, say so."""
     try:
-        return route(hub, request, *groups)
+        return route(hub, request, *ids)
     except HubError as error:
         payload = {"Code": error.code or error.status, "Success": False, "Message": error.message}
         enveloped = hub.rules.envelope and request.route in ("list", "revisions")

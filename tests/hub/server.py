@@ -24,19 +24,13 @@ from tests.hub import routes
 from tests.hub.faults import Answer, Fault, Response
 from tests.hub.store import Blob, Model, Store
 
-CHUNK = 1 << 18
-
-# The hub's three hosts, by the names that a client sees. To a client, `localhost` is another host
-# than `127.0.0.1`.
+# The hub's three hosts. To a client, `localhost` is another host than `127.0.0.1`.
 LOOPBACK = {"hub": "127.0.0.1", "storage": "localhost", "uploads": "localhost"}
 
 
 @dataclass
 class Rules:
-    """What the real hub is not always seen to do; `tests/README.md` names the sources.
-
-    A test sets a switch in its own body: `hub.rules.envelope = True`.
-    """
+    """What a hub may do one way or the other; `tests/README.md` names the sources."""
 
     direct: bool = False  # all bytes, up and down, go through the hub itself
     partial: bool = True  # a range is answered 206; else 200 with Content-Range
@@ -122,7 +116,7 @@ class Hub:
         return self.address("hub")
 
     def address(self, host: str) -> str:
-        """Return where a client finds `host`."""
+        """Where a client finds `host`."""
         host = host if host in self.names else "hub"
         if self.tls:
             return f"https://{self.names[host]}"
@@ -130,10 +124,8 @@ class Hub:
 
     def listen(self, host: str, port: int = 0) -> Server:
         server = Server(self, host, port)
-        if self.tls:  # the handshake is for a connection's own thread, at its first read
-            server.socket = self.tls.wrap_socket(
-                server.socket, server_side=True, do_handshake_on_connect=False
-            )
+        if self.tls:  # as a server; the handshake is left to each connection's own thread
+            server.socket = self.tls.wrap_socket(server.socket, True, False)
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         return server
 
@@ -152,12 +144,12 @@ class Hub:
                 connection.shutdown(socket.SHUT_RDWR)
         self.servers = {host: self.listen(host, port) for host, port in ports.items()}
 
+    def __enter__(self) -> Hub:
+        return self
+
     def close(self, *exc: object) -> None:
         self.closing.set()
         self.stop()
-
-    def __enter__(self) -> Hub:
-        return self
 
     __exit__ = close
 
@@ -220,7 +212,6 @@ class Server(ThreadingTCPServer):
 
     allow_reuse_address = True
     daemon_threads = True
-    block_on_close = False
     request_queue_size = 256
 
     def __init__(self, hub: Hub, host: str, port: int = 0) -> None:
@@ -294,7 +285,7 @@ class Connection(BaseHTTPRequestHandler):
         """The body as it comes, counted."""
         length = int(self.headers.get("Content-Length") or 0)
         while request.received < length:
-            chunk = self.rfile.read1(min(CHUNK, length - request.received))
+            chunk = self.rfile.read1(min(1 << 18, length - request.received))
             if not chunk:
                 raise ConnectionError("the client went away")
             request.received += len(chunk)

@@ -27,7 +27,6 @@ class RealHub(ThreadingTCPServer):
     """The proxy, both sites, and a client that is told of neither but trusts their certificates."""
 
     daemon_threads = True
-    block_on_close = False
 
     def __init__(self, folder: Path) -> None:
         super().__init__(("127.0.0.1", 0), Tunnel)
