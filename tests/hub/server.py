@@ -85,7 +85,7 @@ class Lag:
     until: float
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Hub:
     """The stand-in hub: `with Hub(store) as hub:` serves on loopback until the block ends."""
 
