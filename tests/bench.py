@@ -147,7 +147,7 @@ class Bench:
         (self.source / ".ms_upload_cache").unlink(missing_ok=True)
         self.store.models.pop(MODEL, None)
         self.store.blobs.clear()
-        for blob in (self.store.root / ".blobs").iterdir():
+        for blob in self.store.root.iterdir():
             blob.unlink()
         self.store.add(MODEL)
 

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 from tests.hub import Hub, Store
-from tests.support.client import Client
+from tests.support.cases import FILES, MODEL
+from tests.support.client import Client, lay
+from tests.support.real_hub import RealHub
 
-MANY = 5  # cases of one test, beyond which a fifth of them has to do
+
+def pytest_configure() -> None:
+    """Let no command inherit an ignored SIGINT, which `nohup python -m pytest &` starts with."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+def pytest_xdist_auto_num_workers() -> int:
     """Three for each processor, as half of a test's time is the SDK's pauses."""
     return 3 * (os.cpu_count() or 1)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out four fifths of the long tables, unless TEST_ALL is set, as the gate does."""
-    if os.environ.get("TEST_ALL"):
-        return
-    tables = [list(cases) for _, cases in groupby(items, lambda item: item.nodeid.split("[")[0])]
-    kept = [case for cases in tables for case in (cases[::5] if len(cases) > MANY else cases)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-    items[:] = kept
 
 
 @pytest.fixture
@@ -43,5 +38,33 @@ def hub(store: Store) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def client(tmp_path: Path, hub: Hub) -> Client:
-    return Client(tmp_path, hub)
+def client(tmp_path: Path, hub: Hub) -> Iterator[Client]:
+    client = Client(tmp_path, hub)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def model(store: Store) -> str:
+    """The small model on the hub, public."""
+    return store.add(MODEL, FILES).id
+
+
+@pytest.fixture
+def token(store: Store, client: Client) -> str:
+    """The token of the model's owner, in the client's environment."""
+    token = client.env["MODELSCOPE_API_TOKEN"] = store.add_user("alice")
+    return token
+
+
+@pytest.fixture
+def folder(client: Client) -> Path:
+    """The small model on the client's disk, to be uploaded."""
+    return lay(client.work / "folder", FILES)
+
+
+@pytest.fixture
+def real(tmp_path: Path) -> Iterator[RealHub]:
+    real = RealHub(tmp_path)
+    yield real
+    real.close()

@@ -1,17 +1,36 @@
-"""How an answer goes wrong on purpose. A fault takes the right answer and returns another one.
+"""What the hub answers, and how an answer goes wrong on purpose.
 
-Queue them in a test's own body: `hub.queue("file", truncate(1000), file="model.safetensors")`.
+A fault takes the right answer and returns another one. Queue faults in a test's own body:
+`hub.queue("file", truncate(1000), file="model.safetensors")`.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tests.hub.server import Answer, Fault, Response
 
-Files = list[dict[str, Any]]
+@dataclass
+class Response:
+    """An answer, and how it is delivered."""
+
+    status: int = 200
+    body: bytes | memoryview = b""
+    headers: dict[str, str] = field(default_factory=dict)
+    announce: int | None = None  # the Content-Length to state, when not the body's own
+    cut: int | None = None  # bytes of body after which the connection is reset; -1: no headers
+    stall: int | None = None  # bytes of body after which nothing more comes; -1: no headers
+    rate: float | None = None  # bytes a second
+
+    @classmethod
+    def json(cls, payload: Any, status: int = 200) -> Response:
+        return cls(status, json.dumps(payload).encode(), {"Content-Type": "application/json"})
+
+
+Answer = Callable[[], Response]
+Fault = Callable[[Answer], Response]
 
 
 def passes(answer: Answer) -> Response:
@@ -21,51 +40,50 @@ def passes(answer: Answer) -> Response:
 
 def refuse(answer: Answer) -> Response:
     """The connection is reset before any answer."""
-    return Response(refuse=True)
+    return Response(0, cut=-1)
 
 
 def status(code: int, message: str = "", **headers: str) -> Fault:
     """An error status, as JSON; `Retry_After="1"` becomes a header."""
-    fields = {name.replace("_", "-"): value for name, value in headers.items()}
     payload = {"Code": code, "Success": False, "Message": message or f"status {code}"}
-    return lambda answer: Response.json(payload, code, **fields)
+    response = Response.json(payload, code)
+    response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
+    return lambda answer: response
 
 
 def truncate(after: int) -> Fault:
     """The connection is reset after some bytes of the body."""
-    return lambda answer: changed(answer(), cut=after)
+    return lambda answer: replace(answer(), cut=after)
 
 
 def short(missing: int) -> Fault:
     """The body ends early, and the connection is closed as if all were well."""
-
-    def fault(answer: Answer) -> Response:
-        response = answer()
-        body = response.content
-        return changed(response, body=body[:-missing], announce=len(body))
-
-    return fault
+    return changed(lambda body: body[:-missing], announced=False)
 
 
 def long(extra: int, *, announced: bool) -> Fault:
-    """The body is longer than the file, and than it says itself unless `announced`."""
+    """The body is longer than the file, and also longer than it says itself unless `announced`."""
+    return changed(lambda body: body + bytes(extra), announced=announced)
+
+
+def changed(change: Callable[[bytes], bytes], *, announced: bool = True) -> Fault:
+    """Another body, and the right Content-Length for it only if `announced`."""
 
     def fault(answer: Answer) -> Response:
         response = answer()
-        body = response.content
-        announce = len(body) + extra if announced else len(body)
-        return changed(response, body=body + bytes(extra), announce=announce)
+        body = change(bytes(response.body))
+        return replace(response, body=body, announce=len(body if announced else response.body))
 
     return fault
 
 
 def redirect(location: str) -> Fault:
-    """Another address, as a hub gives for its storage."""
+    """Another address, such as one of a storage host."""
     return lambda answer: Response(302, headers={"Location": location})
 
 
 def first(action: Callable[[], object], then: Fault = passes) -> Fault:
-    """Something happens on this machine before the answer."""
+    """Something else happens before the answer."""
 
     def fault(answer: Answer) -> Response:
         action()
@@ -75,44 +93,42 @@ def first(action: Callable[[], object], then: Fault = passes) -> Fault:
 
 
 def stall(after: int | None = None) -> Fault:
-    """Nothing comes any more after some bytes of the body; by default nothing is done or said."""
+    """Nothing more comes after some bytes of the body; by default the request isn't acted on."""
     if after is None:
-        return lambda answer: Response(stall=-1)
-    return lambda answer: changed(answer(), stall=after)
+        return lambda answer: Response(0, stall=-1)
+    return lambda answer: replace(answer(), stall=after)
 
 
 def slow(rate: float) -> Fault:
     """The body comes at `rate` bytes a second."""
-    return lambda answer: changed(answer(), rate=rate)
+    return lambda answer: replace(answer(), rate=rate)
 
 
 def corrupt(answer: Answer) -> Response:
     """The right number of bytes, the first of them wrong."""
-    response = answer()
-    body = response.content
-    return changed(response, body=bytes([body[0] ^ 1]) + body[1:])
+    return changed(lambda body: bytes([body[0] ^ 1]) + body[1:])(answer)
 
 
 def page(html: str = "<html><body>Please sign in</body></html>") -> Fault:
-    """A page where something else was asked for, with status 200."""
+    """A web page in place of the answer, with status 200."""
     return lambda answer: Response(200, html.encode(), {"Content-Type": "text/html"})
 
 
 def answers(payload: Any) -> Fault:
-    """Some other JSON than the right one, with status 200."""
+    """Other JSON than the right one, with status 200."""
     return lambda answer: Response.json(payload)
 
 
 def reads(body: bytes) -> Fault:
-    """Some other body than the right one, with status 200."""
+    """Another body than the right one, with status 200."""
     return lambda answer: Response(200, body, {"Content-Type": "application/json"})
 
 
-def edit(change: Callable[[Files], object]) -> Fault:
+def edit(change: Callable[[list[dict[str, Any]]], object]) -> Fault:
     """The file list after `change`, which alters it in place."""
 
     def fault(answer: Answer) -> Response:
-        payload = json.loads(answer().body)
+        payload = json.loads(bytes(answer().body))
         change(payload["Data"]["Files"])
         return Response.json(payload)
 
@@ -123,9 +139,3 @@ def named(name: str) -> Fault:
     """The file list with one more entry, a small file called `name`."""
     entry = {"Name": name, "Path": name, "Type": "blob", "Size": 4, "Sha256": "0" * 64}
     return edit(lambda files: files.append(entry))
-
-
-def changed(response: Response, **fields: Any) -> Response:
-    for name, value in fields.items():
-        setattr(response, name, value)
-    return response

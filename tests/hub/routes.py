@@ -1,5 +1,4 @@
-"""What the hub answers, a function an address: read off the SDK's source and the records of the
-real hub; `tests/README.md` says which."""
+"""What the hub answers, a function for each address; `tests/README.md` names the sources."""
 
 from __future__ import annotations
 
@@ -8,220 +7,176 @@ import posixpath
 import re
 import secrets
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tests.hub.server import Answer, Hub, Request, Response, Signed, Slice
-from tests.hub.store import MASTER, Blob, Model, is_large, leads_out
+from tests.hub.faults import Answer, Response
+from tests.hub.store import MASTER, Blob, Model, is_large
+
+if TYPE_CHECKING:
+    from tests.hub.server import Hub, Request
 
 LIST_LIMIT = 3000  # entries in one answer; the SDK walks the folders when it sees this many
 COMMITTED = 1_700_000_000  # the one date of all files
+COMMIT_ID = re.compile("[0-9a-f]{40}")
 
-# The hub's own codes. A missing model has no file list and no information.
-MISSING = 10010205001
-NO_ACCESS = 10010200001
-NO_TREE = 10990101004
+# The hub's own codes.
+MISSING, NO_ACCESS, NO_TREE = 10010205001, 10010200001, 10990101004
 NOT_LOGGED_IN = REJECTED = 10030000001
-
-Route = Callable[..., Response]
-
-
-def ok(data: object, **headers: str) -> Response:
-    return Response.json({"Code": 200, "Success": True, "Message": "", "Data": data}, **headers)
+BAD_TOKEN, EXISTS = 10010103009, 10010101001
 
 
-def error(status: int, message: str, code: int | str | None = None) -> Response:
-    payload = {"Code": code or status, "Success": False, "Message": message, "Data": None}
-    return Response.json(payload, status)
+def ok(data: object) -> Response:
+    return Response.json({"Code": 200, "Success": True, "Message": "", "Data": data})
 
 
-def openapi_error(status: int, message: str, code: str) -> Response:
-    return Response.json({"success": False, "code": code, "message": message}, status)
+@dataclass(eq=False)
+class HubError(Exception):
+    """A request that is refused, with the hub's own code."""
+
+    status: int
+    message: str
+    code: int | str = 0
 
 
-# --- users --------------------------------------------------------------------------------------
+def openapi(status: int, **fields: object) -> Response:
+    return Response.json({"success": status == 200, **fields}, status)
 
 
 def login(hub: Hub, request: Request) -> Response:
-    token = request.json.get("AccessToken")
+    token = request.json["AccessToken"]
     user = hub.store.users.get(token)
-    if user is None:  # 400 and this code: what `errors._BUSINESS_CODE_MAP` knows as a bad token
-        return error(400, "AccessToken is invalid or expired", 10010103009)
+    if user is None:
+        raise HubError(400, "AccessToken is invalid or expired", BAD_TOKEN)
     data = {"AccessToken": f"git-{token}", "Username": user, "Email": f"{user}@example.com"}
-    return ok(data, **{"Set-Cookie": f"m_session_id={token}; Path=/; Max-Age=2592000"})
+    response = ok(data)
+    response.headers["Set-Cookie"] = f"m_session_id={token}; Path=/; Max-Age=2592000"
+    return response
 
 
 def me(hub: Hub, request: Request) -> Response:
     if request.user is None:
-        return openapi_error(401, "invalid token", "InvalidAuthentication")
-    data = {"username": request.user, "email": f"{request.user}@example.com"}
-    return Response.json({"success": True, "data": data})
+        return openapi(401, code="InvalidAuthentication", message="invalid token")
+    return openapi(200, data={"username": request.user, "email": f"{request.user}@example.com"})
 
 
-# --- models -------------------------------------------------------------------------------------
+def find_model(
+    hub: Hub, request: Request, model_id: str, failed: str = "获取模型信息失败"
+) -> Model:
+    """A model that does not exist, or not for this user, is a 404 either way; the code differs."""
+    if model := hub.store.visible(request.user, model_id):
+        return model
+    if model_id in hub.store.models:
+        raise HubError(404, f"{failed}，信息：no access", NO_ACCESS)
+    raise HubError(404, f"{failed}，信息：record not found", MISSING)
 
 
-def describe(model: Model) -> dict:
-    owner, name = model.id.split("/")
-    return {"id": model.id, "owner": owner, "name": name, "private": model.private}
+def need_login(request: Request) -> None:
+    if request.user is None:
+        raise HubError(400, "user not logged in", NOT_LOGGED_IN)
 
 
-def info(hub: Hub, request: Request, owner: str, name: str) -> Response:
+def info(hub: Hub, request: Request, model_id: str) -> Response:
     """`/openapi/v1/models/…`, which does not take a bad token even for a public model."""
     if request.token and request.user is None:
-        return openapi_error(401, "invalid token", "InvalidAuthentication")
-    model = hub.store.visible(request.user, f"{owner}/{name}")
+        return openapi(401, code="InvalidAuthentication", message="invalid token")
+    model = hub.store.visible(request.user, model_id)
     if model is None:
-        return openapi_error(404, "model not found", "ResourceNotFound")
-    return Response.json({"success": True, "data": describe(model)})
+        return openapi(404, code="ResourceNotFound", message="model not found")
+    return openapi(200, data={"id": model.id, "private": model.private})
 
 
-def models(hub: Hub, request: Request) -> Response:
-    """The models of an owner, a page at a time."""
-    page, size = (int(request.query.get(f"page_{name}", 10)) for name in ("number", "size"))
-    owner, wanted = request.query.get("owner"), request.query.get("search", "").lower()
-    seen = (hub.store.visible(request.user, model_id) for model_id in sorted(hub.store.models))
-    found = [m for m in seen if m and owner in (None, m.owner) and wanted in m.id.lower()]
-    shown = [describe(model) for model in found[(page - 1) * size : page * size]]
-    data = {"models": shown, "total_count": len(found), "page_number": page, "page_size": size}
-    return Response.json({"success": True, "data": data})
-
-
-def legacy_info(hub: Hub, request: Request, owner: str, name: str) -> Response:
+def legacy_info(hub: Hub, request: Request, model_id: str) -> Response:
     """`/api/v1/models/…`"""
-    model = hub.store.visible(request.user, f"{owner}/{name}")
-    if model is None:
-        return not_there(hub, f"{owner}/{name}", "获取模型信息失败")
-    return ok({"Path": owner, "Name": name, "Visibility": 1 if model.private else 5})
-
-
-def not_there(hub: Hub, model_id: str, failed: str) -> Response:
-    """A model that does not exist, or not for this user, is a 404 either way; the code differs."""
-    if model_id in hub.store.models:
-        return error(404, f"{failed}，信息：no access", NO_ACCESS)
-    return error(404, f"{failed}，信息：record not found", MISSING)
-
-
-def enveloped(hub: Hub, response: Response) -> Response:
-    if hub.rules.envelope:
-        response.status = 200
-    return response
+    model = find_model(hub, request, model_id)
+    return ok({"Path": model_id.split("/")[0], "Visibility": 1 if model.private else 5})
 
 
 def create(hub: Hub, request: Request) -> Response:
     model_id = f"{request.json['Path']}/{request.json['Name']}"
-    if request.user is None:
-        return error(400, "user not logged in", NOT_LOGGED_IN)
+    need_login(request)
     if not hub.store.owns(request.user, model_id):
-        return error(403, "no permission to create this model")
+        raise HubError(403, "no permission to create this model")
     if model_id in hub.store.models:
-        return error(400, "the model exists already", 10010101001)
+        raise HubError(400, "the model exists already", EXISTS)
     hub.store.create(model_id, private=request.json.get("Visibility") == 1)
     return ok({"Path": request.json["Path"], "Name": request.json["Name"]})
 
 
-def delete(hub: Hub, request: Request, owner: str, name: str) -> Response:
-    """A model, or a file of it: not with a token any more; files go by a commit."""
-    return error(400, "the current token no longer supports deletion operations")
+def revisions(hub: Hub, request: Request, model_id: str) -> Response:
+    model = find_model(hub, request, model_id)
+    if not model.revisions:
+        raise HubError(404, "获取模型版本失败", NO_TREE)
+    names = [name for name in model.revisions if not COMMIT_ID.fullmatch(name)]
+    branches = [{"Revision": name, "CreatedAt": COMMITTED} for name in names]
+    return ok({"RevisionMap": {"Branches": branches, "Tags": []}})
 
 
-# --- revisions ----------------------------------------------------------------------------------
-
-
-def revisions(hub: Hub, request: Request, owner: str, name: str) -> Response:
-    model = hub.store.visible(request.user, f"{owner}/{name}")
-    if model is None:
-        return enveloped(hub, not_there(hub, f"{owner}/{name}", "获取模型信息失败"))
-    names = [name for name in model.revisions if not re.fullmatch("[0-9a-f]{40}", name)]
-    entries = [{"Revision": name, "CreatedAt": COMMITTED} for name in names]  # commits are not
-    tags = [entry for entry in entries if entry["Revision"] in model.tags]
-    branches = [entry for entry in entries if entry["Revision"] not in model.tags]
-    return ok({"RevisionMap": {"Branches": branches, "Tags": tags}})
-
-
-def tag(hub: Hub, request: Request, owner: str, name: str) -> Response:
-    if refusal := refuse_write(hub, request, f"{owner}/{name}"):
-        return refusal
-    model, tag = hub.store.models[f"{owner}/{name}"], request.json["TagName"]
-    files = model.files(request.json["Ref"])
-    if files is None:
-        return error(404, "no such revision")
-    if tag in model.revisions:
-        return error(400, "the tag exists already")
-    model.revisions[tag] = files
-    model.tags.add(tag)
-    return ok({"Revision": tag})
-
-
-# --- files --------------------------------------------------------------------------------------
-
-
-def list_files(hub: Hub, request: Request, owner: str, name: str) -> Response:
-    model = hub.store.visible(request.user, f"{owner}/{name}")
-    if model is None:
-        return enveloped(hub, not_there(hub, f"{owner}/{name}", "获取模型目录树失败"))
+def list_files(hub: Hub, request: Request, model_id: str) -> Response:
+    model = find_model(hub, request, model_id, "获取模型目录树失败")
     revision = request.query.get("Revision", MASTER)
-    files = hub.shown(model, revision)
-    if files is None and re.fullmatch(r"[0-9a-f]{40}", revision):
-        files = {}  # as a commit that nobody has heard of
+    files = hub.listed(model, revision)
+    if files is None and COMMIT_ID.fullmatch(revision):
+        files = {}  # an unknown commit "succeeds"
     if files is None:
-        return enveloped(hub, error(404, "获取模型目录树失败", NO_TREE))
-    root = request.query.get("Root", "").strip("/")
+        raise HubError(404, "获取模型目录树失败", NO_TREE)
     entries = {path: entry(hub, model, path, blob) for path, blob in files.items()}
     for path in files:
         while path := posixpath.dirname(path):
             entries[path] = entry(hub, model, path, None)
-    if root:
-        entries = {path: e for path, e in entries.items() if path.startswith(f"{root}/")}
+    wanted = [entries[path] for path in sorted(entries) if is_wanted(request, path)]
+    return ok({"Files": wanted[:LIST_LIMIT]})
+
+
+def is_wanted(request: Request, path: str) -> bool:
+    """Whether the list was asked for this path, by its `Root` and `Recursive`."""
+    root = request.query.get("Root", "").strip("/")
     if request.query.get("Recursive") != "True":
-        entries = {path: e for path, e in entries.items() if posixpath.dirname(path) == root}
-    return ok({"Files": [entries[path] for path in sorted(entries)][:LIST_LIMIT]})
+        return posixpath.dirname(path) == root
+    return not root or path.startswith(f"{root}/")
 
 
-def entry(hub: Hub, model: Model, path: str, blob: Blob | None) -> dict:
+def entry(hub: Hub, model: Model, path: str, blob: Blob | None) -> dict[str, object]:
     """A line of the file list: a file, or a folder when there is no blob."""
-    line = {"Name": posixpath.basename(path), "Path": path, "InCheck": False}
+    line: dict[str, object] = {"Name": posixpath.basename(path), "Path": path, "InCheck": False}
     line |= {"Revision": model.head, "CommittedDate": COMMITTED}
     if blob is None:
         return line | {"Type": "tree", "Size": 0, "Mode": "16384", "IsLFS": False, "Sha256": ""}
     large = is_large(path, blob.size)
     without = {"": False, "empty": not blob.size, "small": not large}[hub.rules.no_digest]
-    digest = "" if without else blob.sha256
-    return line | {
-        "Type": "blob",
-        "Size": blob.size,
-        "Mode": "33188",
-        "IsLFS": large,
-        "Sha256": digest,
-    }
+    line |= {"Type": "blob", "Size": blob.size, "Mode": "33188", "IsLFS": large}
+    return line | {"Sha256": "" if without else blob.sha256}
 
 
-def find_file(hub: Hub, request: Request, owner: str, name: str) -> Blob | None:
-    model = hub.store.visible(request.user, f"{owner}/{name}")
+def find_file(hub: Hub, request: Request, model_id: str) -> Blob | None:
+    model = hub.store.visible(request.user, model_id)
     files = model and model.files(request.query.get("Revision", MASTER))
     return files.get(request.query.get("FilePath", "")) if files else None
 
 
-def is_stored(hub: Hub, request: Request, owner: str, name: str) -> bool:
+def is_stored(hub: Hub, request: Request, model_id: str) -> bool:
     """Whether this file comes from the storage host; a HEAD is answered by the hub."""
-    if request.method == "HEAD" or hub.rules.direct or "storage" not in hub.hosts:
+    if request.method == "HEAD" or hub.rules.direct or "storage" not in hub.names:
         return False
-    blob = find_file(hub, request, owner, name)
+    blob = find_file(hub, request, model_id)
     return blob is not None and is_large(request.query["FilePath"], blob.size)
 
 
-def file(hub: Hub, request: Request, owner: str, name: str) -> Response:
-    blob = find_file(hub, request, owner, name)
+def file(hub: Hub, request: Request, model_id: str) -> Response:
+    blob = find_file(hub, request, model_id)
     if blob is None:
-        return error(404, "model, revision or file not found", MISSING)
+        raise HubError(404, "model, revision or file not found", MISSING)
     return content(hub, request, blob)
 
 
-def redirect(hub: Hub, request: Request, owner: str, name: str) -> Response:
+def redirect(hub: Hub, request: Request, model_id: str) -> Response:
     """The signed address of a large file."""
-    blob = find_file(hub, request, owner, name)
+    blob = find_file(hub, request, model_id)
     assert blob is not None
     key = f"{COMMITTED}-{secrets.token_hex(16)}-0-{secrets.token_hex(16)}"
-    hub.signed[key] = Signed(request.query["FilePath"], blob, hub.rules.lifetime)
+    hub.signed[key] = request.query["FilePath"], blob
     digest = blob.sha256
     path = f"/prod/lfs-objects/{digest[:2]}/{digest[2:4]}/{digest[4:]}?auth_key={key}"
     return Response(302, headers={"Location": hub.address("storage") + path})
@@ -229,26 +184,23 @@ def redirect(hub: Hub, request: Request, owner: str, name: str) -> Response:
 
 def stored(hub: Hub, request: Request) -> Response:
     """A large file on the storage host, which knows no users: the address is all it asks for."""
-    signed = hub.signed.get(request.query.get("auth_key", ""))
-    with hub.lock:
-        if signed is None or signed.left == 0:
-            return Response(403, b"<Error><Code>AccessDenied</Code></Error>")
-        if signed.left is not None:
-            signed.left -= 1
-    return content(hub, request, signed.blob)
+    key = request.query.get("auth_key", "")
+    if key not in hub.signed or key in hub.expired:
+        return Response(403, b"<Error><Code>AccessDenied</Code></Error>")
+    return content(hub, request, hub.signed[key][1])
 
 
 def content(hub: Hub, request: Request, blob: Blob) -> Response:
     headers = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes"}
     wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", request.headers.get("Range", ""))
     if not wanted:
-        return Response(200, Slice(blob.path, 0, blob.size), headers)
+        return Response(200, blob.content, headers)
     start, end = int(wanted[1]), min(int(wanted[2] or blob.size - 1), blob.size - 1)
     if start >= blob.size:
         return Response(416, headers={"Content-Range": f"bytes */{blob.size}"})
     headers["Content-Range"] = f"bytes {start}-{end}/{blob.size}"
     status = 206 if hub.rules.partial else 200
-    return Response(status, Slice(blob.path, start, end - start + 1), headers)
+    return Response(status, blob.content[start : end + 1], headers)
 
 
 def region(hub: Hub, request: Request) -> Response:
@@ -256,141 +208,112 @@ def region(hub: Hub, request: Request) -> Response:
     return ok({"InternalRegionQueryAddress": ""})
 
 
-# --- uploads ------------------------------------------------------------------------------------
-
-
-def refuse_write(hub: Hub, request: Request, model_id: str) -> Response | None:
-    if request.user is None:
-        return error(400, "user not logged in", NOT_LOGGED_IN)
-    if hub.store.visible(request.user, model_id) is None:
-        return not_there(hub, model_id, "获取模型信息失败")
-    return None if hub.store.owns(request.user, model_id) else error(404, "model not found")
-
-
-def batch(hub: Hub, request: Request, owner: str, name: str) -> Response:
-    """LFS: an address for each blob that the hub has not; it says nothing of those that it has.
-
-    Who may not write is told so at the blob.
-    """
-    if request.user is None:
-        return error(400, "user not logged in", NOT_LOGGED_IN)
-    if hub.store.visible(request.user, f"{owner}/{name}") is None:
-        return not_there(hub, f"{owner}/{name}", "获取模型信息失败")
-    host = "hub" if hub.rules.direct else "uploads"
-    base = f"{hub.address(host, request)}/api/v1/repos/models/{owner}/{name}/blobs"
+def batch(hub: Hub, request: Request, model_id: str) -> Response:
+    """An address for each blob that the hub lacks; who may write is asked when the blob comes."""
+    need_login(request)
+    find_model(hub, request, model_id)
+    address = hub.address("hub" if hub.rules.direct else "uploads")
     objects = []
     for wanted in request.json["objects"]:
         oid, size = wanted["oid"], wanted["size"]
         if oid not in hub.store.blobs or hub.store.blobs[oid].size != size:
-            upload = {"href": f"{base}/{oid}/{size}", "upload_header": {"Range": "bytes=0-"}}
+            href = f"{address}/api/v1/repos/models/{model_id}/blobs/{oid}/{size}"
+            upload = {"href": href, "upload_header": {"Range": "bytes=0-"}}
             objects.append({"oid": oid, "size": size, "actions": {"upload": upload}})
     return ok({"objects": objects, "reused-objects": []})
 
 
-def blob(hub: Hub, request: Request, owner: str, name: str, oid: str, size: str) -> Response:
-    if request.user is None:
-        return error(400, "user not logged in", NOT_LOGGED_IN)
-    if not hub.store.owns(request.user, f"{owner}/{name}"):
-        return error(403, "no write permission to repository")
+def blob(hub: Hub, request: Request, model_id: str, oid: str, size: str) -> Response:
+    need_login(request)
+    if not hub.store.owns(request.user, model_id):
+        raise HubError(403, "no write permission to repository")
     assert isinstance(request.body, Path)
     kept = hub.store.keep(request.body)
     if kept.sha256 != oid:
         del hub.store.blobs[kept.sha256]
-        return error(400, "the blob does not match its digest")
+        raise HubError(400, "the blob does not match its digest")
     return ok({})
 
 
-def commit(hub: Hub, request: Request, owner: str, name: str, revision: str) -> Response:
-    if refusal := refuse_write(hub, request, f"{owner}/{name}"):
-        return refusal
-    model = hub.store.models[f"{owner}/{name}"]
-    if re.fullmatch(r"[0-9a-f]{40}", revision):
-        return rejected()
-    if revision not in model.revisions or revision in model.tags:
-        return error(404, "no such branch")
-    try:
-        changes = read_changes(hub, request)
-    except LookupError:
-        return error(400, "a blob is missing")
-    if refusal := refuse_commit(hub, model.revisions[revision], changes):
-        return refusal
-    hub.commit(model, revision, changes, request.json["commit_message"])
+def commit(hub: Hub, request: Request, model_id: str, branch: str) -> Response:
+    need_login(request)
+    model = find_model(hub, request, model_id)
+    if not hub.store.owns(request.user, model.id):
+        raise HubError(404, "model not found")
+    if model.revisions and branch not in model.revisions:
+        raise HubError(404, "no such branch")
+    changes = dict(read_change(hub, action) for action in request.json["actions"])
+    check_commit(hub, model.revisions.get(branch, {}), changes)
+    hub.commit(model, branch, changes, request.json["commit_message"])
     return ok({"CommitId": model.head})
 
 
-def read_changes(hub: Hub, request: Request) -> dict[str, Blob | None]:
-    """The blob behind each path of a commit, None for one that is deleted."""
-    changes: dict[str, Blob | None] = {}
-    for action in request.json["actions"]:
-        if action["action"] == "delete":
-            changes[action["path"]] = None
-        elif action["type"] == "lfs":
-            changes[action["path"]] = hub.store.blobs[action["sha256"]]
-        else:
-            written = hub.store.write(base64.b64decode(action["content"]))
-            changes[action["path"]] = hub.store.keep(written)
-    return changes
+def read_change(hub: Hub, action: dict[str, str]) -> tuple[str, Blob]:
+    """The path of one file in a commit and the blob behind it."""
+    assert action["action"] == "create", f"a commit with {action}"
+    if action["type"] != "lfs":
+        return action["path"], hub.store.keep(base64.b64decode(action["content"]))
+    if action["sha256"] not in hub.store.blobs:
+        raise HubError(400, "a blob is missing")
+    return action["path"], hub.store.blobs[action["sha256"]]
 
 
-def refuse_commit(
-    hub: Hub, files: dict[str, Blob], changes: dict[str, Blob | None]
-) -> Response | None:
+def check_commit(hub: Hub, files: dict[str, Blob], changes: dict[str, Blob]) -> None:
+    """Refuse a whole commit for one of its paths, or because there were too many."""
     rules = hub.rules
-    if any(leads_out(path) or re.fullmatch(rules.refused, path) for path in changes):
-        return rejected()
-    if any(blob is None and path not in files for path, blob in changes.items()):
-        return rejected()  # the whole commit, for one path that isn't there to be deleted
-    unchanged = [path for path, blob in changes.items() if blob and files.get(path) == blob]
+    if any(re.fullmatch(rules.refused, path) for path in changes):
+        raise HubError(400, "commit rejected by repository policy", REJECTED)
+    unchanged = [path for path, blob in changes.items() if files.get(path) == blob]
     if rules.refuse_unchanged and unchanged:
-        return error(400, f"A file with this name already exists: {unchanged[0]}")
+        raise HubError(400, f"A file with this name already exists: {unchanged[0]}")
     with hub.lock:
         if rules.commits == 0:
-            return error(429, "[E1021] Commit frequency limit exceeded", "E1021")
+            raise HubError(429, "[E1021] Commit frequency limit exceeded", "E1021")
         if rules.commits is not None:
             rules.commits -= 1
-    return None
 
 
-def rejected() -> Response:
-    return error(400, "commit rejected by repository policy", REJECTED)
-
-
-MODEL = r"([^/]+)/([^/]+)"
+MODEL = r"([^/]+/[^/]+)"
 LFS = rf"/api/v1/repos/models/{MODEL}"
-ROUTES: list[tuple[str, str, str, str, Route]] = [
-    ("hub", "POST", "login", r"/api/v1/login", login),
-    ("hub", "GET", "me", r"/openapi/v1/users/me", me),
-    ("hub", "GET", "models", r"/openapi/v1/models", models),
-    ("hub", "GET", "info", rf"/openapi/v1/models/{MODEL}", info),
-    ("hub", "GET", "region", r"/api/v1/repos/internalAccelerationInfo", region),
-    ("hub", "GET", "legacy_info", rf"/api/v1/models/{MODEL}", legacy_info),
-    ("hub", "GET", "revisions", rf"/api/v1/models/{MODEL}/revisions", revisions),
-    ("hub", "GET", "list", rf"/api/v1/models/{MODEL}/repo/files", list_files),
-    ("hub", "GET|HEAD", "file", rf"/api/v1/models/{MODEL}/repo", file),
-    ("storage", "GET|HEAD", "file", r"/prod/lfs-objects/../../[0-9a-f]{60}", stored),
-    ("hub", "POST", "create", r"/api/v1/models", create),
-    ("hub", "DELETE", "delete", rf"/api/v1/models/{MODEL}(?:/file)?", delete),
-    ("hub", "POST", "tag", rf"/api/v1/models/{MODEL}/repo/tag", tag),
-    ("hub", "POST", "batch", rf"{LFS}/info/lfs/objects/batch", batch),
-    ("hub|uploads", "PUT", "blob", rf"{LFS}/blobs/([0-9a-f]{{64}})/(\d+)", blob),
-    ("hub", "POST", "commit", rf"{LFS}/commit/(.+)", commit),
+ROUTES: list[tuple[str, str, Callable[..., Response]]] = [
+    ("login", r"hub POST /api/v1/login", login),
+    ("me", r"hub GET /openapi/v1/users/me", me),
+    ("info", rf"hub GET /openapi/v1/models/{MODEL}", info),
+    ("region", r"hub GET /api/v1/repos/internalAccelerationInfo", region),
+    ("legacy_info", rf"hub GET /api/v1/models/{MODEL}", legacy_info),
+    ("revisions", rf"hub GET /api/v1/models/{MODEL}/revisions", revisions),
+    ("list", rf"hub GET /api/v1/models/{MODEL}/repo/files", list_files),
+    ("file", rf"hub (?:GET|HEAD) /api/v1/models/{MODEL}/repo", file),
+    ("file", r"storage (?:GET|HEAD) /prod/lfs-objects/../../[0-9a-f]{60}", stored),
+    ("create", r"hub POST /api/v1/models", create),
+    ("batch", rf"hub POST {LFS}/info/lfs/objects/batch", batch),
+    ("blob", rf"(?:hub|uploads) PUT {LFS}/blobs/([0-9a-f]{{64}})/(\d+)", blob),
+    ("commit", rf"hub POST {LFS}/commit/(.+)", commit),
 ]
 
 
 def find(hub: Hub, request: Request) -> Answer | None:
-    """Return what answers a request, with its address filled in, and name it in the log.
+    """Return what answers a request, and name its route in the log.
 
-    The hub's answer for a large file is a route of its own, "redirect": so "file" is where the
-    bytes come from, whichever host that is.
+    "file" is where bytes come from, on any host; the hub's answer for a large one is "redirect".
     """
-    for hosts, methods, name, pattern, route in ROUTES:
-        match = re.fullmatch(pattern, request.path)
-        here = request.host in hosts.split("|") and request.method in methods.split("|")
-        if match and here:
+    for name, pattern, route in ROUTES:
+        match = re.fullmatch(pattern, f"{request.host} {request.method} {request.path}")
+        if match:
             request.route, request.file = name, request.query.get("FilePath", "")
+            if signed := hub.signed.get(request.query.get("auth_key", "")):
+                request.file = signed[0]
             if route is file and is_stored(hub, request, *match.groups()):
                 request.route, route = "redirect", redirect
-            if signed := hub.signed.get(request.query.get("auth_key", "")):
-                request.file = signed.file
-            return lambda: route(hub, request, *match.groups())
+            return partial(respond, hub, request, route, *match.groups())
     return None
+
+
+def respond(hub: Hub, request: Request, route: Callable[..., Response], *ids: str) -> Response:
+    """Call a route; where it refuses, say so."""
+    try:
+        return route(hub, request, *ids)
+    except HubError as error:
+        payload = {"Code": error.code or error.status, "Success": False, "Message": error.message}
+        enveloped = hub.rules.envelope and request.route in ("list", "revisions")
+        return Response.json(payload | {"Data": None}, 200 if enveloped else error.status)

@@ -1,7 +1,8 @@
-"""A machine of a user, which runs commands as processes."""
+"""A user's machine, which runs commands as processes."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,22 +15,33 @@ from pathlib import Path
 from tests.hub import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
+Process = subprocess.Popen[str]
 
 # The SDK's own settings keep its waits short; without them it would back off for minutes.
 SHORT_WAITS = {
     "MODELSCOPE_API_CONNECT_TIMEOUT": "2",
     "MODELSCOPE_API_MAX_RETRIES": "2",
     "MODELSCOPE_API_TIMEOUT": "5",
+    "MODELSCOPE_DOWNLOAD_LOW_SPEED_WINDOW_SECONDS": "2",
+    "MODELSCOPE_DOWNLOAD_MAX_RETRIES": "2",
     "MODELSCOPE_DOWNLOAD_RETRY_MAX_DELAY_SECONDS": "1",
     "MODELSCOPE_DOWNLOAD_TIMEOUT": "1",
     "MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS": "5",
     "MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS": "2",
     "MODELSCOPE_REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS": "1",
     "MODELSCOPE_REPO_TREE_PAGE_TIMEOUT_SECONDS": "2",
+    "MODELSCOPE_UPLOAD_BLOB_MAX_ATTEMPTS": "2",
+    "MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS": "10",
+    "MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS": "2",
+    "MODELSCOPE_UPLOAD_RECOVERY_MAX_DELAY_SECONDS": "1",
+    "MODELSCOPE_UPLOAD_RECOVERY_SINGLE_FILE_DELAY_SECONDS": "1",
 }
 
 # Large files come in parts; with these, a file of more than 1 MB is a large one.
 PARTS = {"MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "1", "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "1"}
+
+# Put before a command, it starts the command with SIGINT ignored, as `nohup … &` in a script does.
+IGNORE_SIGINT = ("sh", "-c", 'trap "" INT && exec "$@"', "sh")
 
 
 @dataclass
@@ -49,56 +61,65 @@ class Result:
 class Client:
     """A machine with nothing but the environment it needs, a HOME of its own, and the scripts."""
 
-    def __init__(self, tmp_path: Path, hub: Hub) -> None:
-        self.home = tmp_path / "home"
-        self.work = tmp_path / "work"
+    def __init__(self, folder: Path, hub: Hub) -> None:
+        self.home = folder / "home"
+        self.work = folder / "work"
         self.home.mkdir()
         self.work.mkdir()
+        self.started: list[Process] = []
         self.env = {
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
             "HOME": str(self.home),
             "MODELSCOPE_ENDPOINT": hub.url,
             **SHORT_WAITS,
         }
+        if sys.platform == "win32":  # nothing starts there without the one; the other is HOME
+            self.env |= {"SYSTEMROOT": os.environ["SYSTEMROOT"], "USERPROFILE": str(self.home)}
 
-    def start(self, *command: object, **env: str | None) -> subprocess.Popen[str]:
+    def start(self, *command: object, **env: str | None) -> Process:
         """Start a command in `work`; a script's name stands for `python SCRIPT`."""
         words = [str(word) for word in command]
         if words[0].endswith(".py"):
             words = [sys.executable, str(ROOT / words[0]), *words[1:]]
         environment = {k: v for k, v in {**self.env, **env}.items() if v is not None}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "stdin": subprocess.DEVNULL}
-        return subprocess.Popen(
-            words, cwd=self.work, env=environment, text=True, encoding="utf-8", **pipes
-        )
+        where = {"cwd": self.work, "env": environment, "start_new_session": True}
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        self.started.append(subprocess.Popen(words, encoding="utf-8", **where, **pipes))
+        return self.started[-1]
 
     def run(self, *command: object, timeout: float = 60, **env: str | None) -> Result:
+        """Run a command to its end; one that takes too long is killed and fails the test."""
         started = time.monotonic()
         with self.start(*command, **env) as process:
             try:
                 out, err = process.communicate(timeout=timeout)
             except BaseException:
-                process.kill()
+                kill(process)
                 raise
         return Result(process.returncode, out, err, time.monotonic() - started)
 
     def interrupt(
-        self,
-        process: subprocess.Popen[str],
-        when: Callable[[], object],
-        *,
-        number: int = signal.SIGINT,
-        log_read: bool = True,
+        self, process: Process, when: Callable[[], object], number: int = signal.SIGINT
     ) -> Result:
         """Send Ctrl-C, or another signal, as soon as `when()` holds, and time the end."""
-        with process:
-            wait_until(when)
-            if not log_read:  # as when the same Ctrl-C ended `tee`
-                process.stderr.close()
-            started = time.monotonic()
-            process.send_signal(number)
-            out, err = process.communicate(timeout=30)
+        wait_until(lambda: when() or process.poll() is not None)
+        started = time.monotonic()
+        process.send_signal(number)
+        out, err = process.communicate(timeout=30)
         return Result(process.returncode, out, err, time.monotonic() - started)
+
+    def close(self) -> None:
+        """Kill what a failed test has left running."""
+        for process in self.started:
+            if process.poll() is None:
+                kill(process)
+
+
+def kill(process: Process) -> None:
+    """Kill a command with all that it started (on Windows, only itself) and wait for its end."""
+    with contextlib.suppress(ProcessLookupError):
+        process.kill() if sys.platform == "win32" else os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def wait_until(holds: Callable[[], object], seconds: float = 30) -> None:

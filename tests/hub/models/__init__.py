@@ -15,7 +15,6 @@ DRAFT = "YukinoStuki/Qwen3-4B-Plus-Draft"
 
 # The ids that the README uses, so that its commands work here as they stand.
 PRIVATE = "you/private"
-EMPTY = "you/your-model"  # to upload to; private, too
 SERVED = {
     MAIN: "qwen3",
     UPLOAD: "qwen3",
@@ -43,9 +42,3 @@ def add_defaults(store: Store) -> None:
     """Add the small models under every id of `SERVED`."""
     for model_id, name in SERVED.items():
         store.add(model_id, files(name), private=model_id == PRIVATE)
-
-
-def add_empty(store: Store) -> None:
-    """Add the empty repo to upload to, unless the store has it."""
-    if EMPTY not in store.models:
-        store.add(EMPTY, private=True)
