@@ -375,10 +375,10 @@ def end_on_signal(number: int, frame: object) -> None:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore
     for name in ("modelscope", "modelscope_hub"):
         for handler in (logging.lastResort, *logging.getLogger(name).handlers):
-            handler.addFilter(hide_in_log)
+            handler.addFilter(hide_in_log)  # type: ignore
     for number in {signal.SIGINT, signal.SIGTERM}:
         if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` and `&` leave it
             signal.signal(number, end_on_signal)

@@ -47,8 +47,8 @@ KEY_FILES = ("config.json", "tokenizer_config.json")  # a full model has them; a
 NOT_MODEL = {".git", ".cache", ".modelscope", "._____temp", ".msc", ".mdl", ".mv"}
 NOT_MODEL |= {constants.UPLOAD_CACHE_FILE, constants.UPLOAD_LEGACY_PROGRESS_FILE}
 # Left behind and named: secrets, what is unfinished, what macOS adds on a shared disk.
-KEPT_BACK = (".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*")
-KEPT_BACK += ("*.incomplete", "._*")
+KEPT_BACK = [".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*"]
+KEPT_BACK += ["*.incomplete", "._*"]
 NAMES_AT_ONCE = 200  # for one call of the SDK, which tries each on each file of the folder
 SMALL_AT_ONCE = 32  # small files wait for answers, not for the link
 Sizes = dict[str, int]  # by name, in bytes
@@ -330,10 +330,10 @@ def end_on_signal(number: int, frame: object) -> None:
 
 if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True, errors="backslashreplace")
+        stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore
     for name in ("modelscope", "modelscope_hub"):
         for handler in (logging.lastResort, *logging.getLogger(name).handlers):
-            handler.addFilter(hide_in_log)
+            handler.addFilter(hide_in_log)  # type: ignore
     for number in {signal.SIGINT, signal.SIGTERM}:
         if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` and `&` leave it
             signal.signal(number, end_on_signal)
