@@ -6,15 +6,14 @@
 """Download a model, and optionally a draft model, from ModelScope into a folder.
 
 Made for the build of an image: with the files in place, serving needs no network. The SDK does
-the work; exit code 0 means that every file of the revision is there and matches its digest,
-1 that the model failed, 2 that only the draft model did.
+the work; exit code 0 means that every file of the revision is there and verified, 1 that the
+model failed, 2 that only the draft model did.
 """
 
 import argparse
 import contextlib
 import errno
 import functools
-import itertools
 import json
 import logging
 import os
@@ -30,8 +29,7 @@ from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar, NoReturn, TextIO
 
 # The SDK reads its settings when it is imported; what the user has set stays.
-# A file may take as long as it needs: an hour is too short for 50 GB at 1 MB/s. A connection that
-# stalls or crawls still ends, by the SDK's idle and low-speed limits.
+# A file may take as long as it needs; what stalls or crawls still ends by other limits of the SDK.
 os.environ.setdefault("MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT", str(30 * 24 * 3600))
 # A second run waits as long for a file that the first one is fetching.
 os.environ.setdefault("MODELSCOPE_DOWNLOAD_FILE_LOCK_TIMEOUT_SECONDS", str(30 * 24 * 3600))
@@ -50,14 +48,14 @@ try:
     from modelscope_hub import FileInfo, FileIntegrityError, ProgressCallback, constants
     from modelscope_hub.constants import REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS as PAUSE
     from tqdm import tqdm
-except Exception as error:  # missing, too old, or kept from its import by a setting
+except Exception as error:  # missing, too old, or broken by a bad setting
     sys.exit(f"{error!r}\nTo install the SDK: pip install modelscope==1.40.2 modelscope-hub==0.5.1")
 
 DEFAULT_MODEL = "YukinoStuki/Qwen3-4B-Plus-Merged"
 DEFAULT_REVISION = "master"
 FILES_AT_ONCE = 32  # as many connections as the SDK keeps open
-LARGE_AT_ONCE = 4  # files that come in parts, over eight connections each
-MANY_LARGE = 16  # from here on parts are no faster, and one stream writes each byte only once
+LARGE_AT_ONCE = 4  # files that come in parts, each over several connections
+MANY_LARGE = 16  # so many large files come no faster in parts, which are written twice
 DOWNLOAD_REPO = modelscope_hub.HubApi.download_repo
 Files = dict[str, FileInfo]  # by name, what the hub lists: size in bytes, sha256
 
@@ -65,26 +63,26 @@ Files = dict[str, FileInfo]  # by name, what the hub lists: size in bytes, sha25
 def parse_args() -> argparse.Namespace:
     """Parse the command line; the environment gives the defaults."""
     env = os.environ.get
-    about = "Download a model, and a draft model if one is named, from ModelScope."
-    parser = Parser(description=about, allow_abbrev=False)
+    parser = Parser(description="Download a model from ModelScope.", allow_abbrev=False)
     add = functools.partial(parser.add_argument, type=str.strip)
-    add("--model_name", default=env("MODEL_ID", DEFAULT_MODEL), help="OWNER/NAME, or MODEL_ID")
+    add("--model_name", default=env("MODEL_ID", DEFAULT_MODEL), help="OWNER/NAME, or $MODEL_ID")
     add("--revision", default=DEFAULT_REVISION, help="branch, tag or commit of the model")
     add("--cache_dir", default="./", help="folder to download to")
-    add("--token", default=env("MODELSCOPE_API_TOKEN", ""), help="or MODELSCOPE_API_TOKEN")
+    add("--token", default=env("MODELSCOPE_API_TOKEN", ""), help="or $MODELSCOPE_API_TOKEN")
     draft, draft_revision = "SPEC_DRAFT_MODEL_ID", "SPEC_DRAFT_MODEL_REVISION"
-    add("--draft_model_name", default=env(draft, ""), help=f"a draft model, or {draft}")
-    add("--draft_revision", default=env(draft_revision, ""), help=f"or {draft_revision}")
+    add("--draft_model_name", default=env(draft, ""), help=f"a draft model, or ${draft}")
+    add("--draft_revision", default=env(draft_revision, ""), help=f"or ${draft_revision}")
     optional = env("SPEC_DRAFT_OPTIONAL", "").strip() == "1"
-    add = functools.partial(parser.add_argument, action="store_true", default=optional)
-    add("--draft_optional", help="let the draft model fail, or SPEC_DRAFT_OPTIONAL=1")
+    parser.add_argument(
+        "--draft_optional", action="store_true", default=optional, help="or SPEC_DRAFT_OPTIONAL=1"
+    )
     return parser.parse_args()
 
 
 def main() -> int:
     """Log in, download the model, then the draft model if one is named; return the exit code."""
     args = parse_args()
-    keep_secrets(args.token)
+    hide_tokens(args.token)
     try:
         if token := args.token.strip(AROUND):
             log_in(token)
@@ -120,20 +118,20 @@ def download(model_id: str, revision: str, cache_dir: str) -> Path:
     isn't there, OSError for the disk, and what the SDK raises.
     """
     if not re.fullmatch("[^/]+/[^/]+", model_id) or any(map(escapes_folder, (model_id, revision))):
-        raise ValueError(f"not a model id or revision: {model_id!r}, {revision!r}; check MODEL_ID")
+        raise ValueError(f"not a model id or revision: {model_id!r}, {revision!r}; see MODEL_ID")
     endpoint = modelscope_hub.get_default_config().endpoint
     with contextlib.suppress(Exception):  # a failed probe proves nothing: the SDK goes on, too
         endpoint = modelscope_hub.HubApi().resolve_endpoint_for_read(model_id)
     files = list_files(modelscope_hub.HubApi(endpoint=endpoint), model_id, revision)
-    where = {"cache_dir": os.path.abspath(os.path.expanduser(cache_dir)), "endpoint": endpoint}
-    fetch = functools.partial(snapshot_download, model_id, revision=revision, **where)
+    target = {"cache_dir": os.path.abspath(os.path.expanduser(cache_dir)), "endpoint": endpoint}
+    fetch = functools.partial(snapshot_download, model_id, revision=revision, **target)
     try:
         folder = Path(fetch(local_files_only=True))
     except modelscope_hub.CacheNotFound as error:  # not there yet; this is where it will be
         folder = Path(str(error.cache_dir))
     existing = take_stock(folder, files)
     spare = check_space(folder, sum(max(0, f.size - existing[n]) for n, f in files.items()))
-    to_come = sum(file.size for name, file in files.items() if existing[name] != file.size)
+    to_come = sum(f.size for n, f in files.items() if existing[n] != f.size)
     show_progress(to_come, lambda: fetch_files(fetch, folder, files, spare))
     check_folder(folder, files)
     return folder
@@ -145,32 +143,35 @@ def escapes_folder(name: str) -> bool:
     return bool(path.anchor) or ".." in path.parts or "\\" in name or not path.parts
 
 
-def list_files(api: modelscope_hub.HubApi, model_id: str, revision: str, tries: int = 2) -> Files:
+def list_files(api: modelscope_hub.HubApi, model_id: str, revision: str) -> Files:
     """Return the files of a revision; a list that cannot be read is read once more."""
-    try:
-        entries = api.list_repo_files(model_id, "model", revision=revision)
-        files = {entry.path: entry for entry in entries if not entry.is_dir}
-        if not files:  # the SDK's list for an error that comes as HTTP 200, too
+    for is_last in (False, True):
+        try:
+            entries = api.list_repo_files(model_id, "model", revision=revision)
+            files = {entry.path: entry for entry in entries if not entry.is_dir}
+            if files:  # none also for an error that the hub answers as HTTP 200
+                break
             raise LookupError(f"the hub lists no files in {model_id} (revision={revision})")
-    except Exception as error:  # whatever kept the list from being read
-        explain(api, model_id, revision, error)
-        if tries == 1:
-            raise
-        pause(f"the file list of {model_id} could not be read ({error!r})")
-        return list_files(api, model_id, revision, tries - 1)
+        except Exception as error:  # whatever kept the list from being read
+            check_exists(api, model_id, revision, error)
+            if is_last:
+                raise
+            pause(f"the file list of {model_id} could not be read ({error!r})")
     if outside := [name for name in files if escapes_folder(name)]:
         raise ValueError(f"the hub lists files outside the model's folder: {outside}")
     return files
 
 
-def explain(api: modelscope_hub.HubApi, model_id: str, revision: str, cause: Exception) -> None:
+def check_exists(
+    api: modelscope_hub.HubApi, model_id: str, revision: str, cause: Exception
+) -> None:
     """Raise LookupError when the hub has no such model, or other revisions but not this one."""
-    exists, known = True, [revision]
+    exists, known = True, []
     with contextlib.suppress(Exception):  # a failed probe proves nothing
         if not isinstance(cause, modelscope_hub.NetworkError):
             exists = api.repo_exists(model_id, "model")
             known = [each["Revision"] for each in api.list_repo_revisions(model_id, "model")]
-    if not exists:
+    if not (exists or known):
         raise LookupError(f"{model_id} does not exist, or is private and needs a token") from cause
     if known and revision not in known and not re.fullmatch("[0-9a-f]{7,40}", revision):
         raise LookupError(f"{model_id} has no revision {revision!r}, but {known}") from cause
@@ -187,13 +188,13 @@ def scan(folder: Path) -> set[str]:
 def take_stock(folder: Path, files: Files) -> Counter[str]:
     """Return how many bytes of each file are there: whole, unfinished or in parts.
 
-    An unfinished file that is whole gets its name: the SDK checks its digest, or starts it anew.
+    A complete `.incomplete` gets its name, so that the SDK checks it and does not start it anew.
     """
     existing: Counter[str] = Counter()
     for name in scan(folder):
         with contextlib.suppress(FileNotFoundError):  # another run may finish it meanwhile
             size = Path(folder, name).stat().st_size
-            whole = re.sub(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$", "", name)
+            whole = re.sub(r"(\.incomplete|_\d+_\d+)$", "", name)
             existing[name if name in files else whole] += size
             if name == f"{whole}.incomplete" and whole in files and size == files[whole].size:
                 Path(folder, name).replace(folder / whole)
@@ -222,25 +223,25 @@ def check_folder(folder: Path, files: Files) -> None:
 
 
 class Progress(ProgressCallback):
-    """Made by the SDK for each file; counts into the one bar, which never passes its end."""
+    """Made by the SDK for each file; what is there of it counts, too. All count into one bar."""
 
     bar: ClassVar[Any]
 
     def update(self, size: int) -> None:
         with self.bar.get_lock():  # files come in threads
-            self.bar.update(min(size, self.bar.total - self.bar.n))
+            self.bar.update(max(-self.bar.n, min(size, self.bar.total - self.bar.n)))
 
 
 def fetch_files(fetch: Callable[..., str], folder: Path, files: Files, spare: int) -> None:
     """Let the SDK download `files`; those that failed are tried once more.
 
-    Not so for a wrong digest: the SDK has fetched that file three times by then. A file of which
-    no part came is fetched in one: a proxy may refuse parts, and a listed size may be wrong.
+    Not when a digest was wrong (not a size, which is a subclass): the SDK has tried three times by
+    then. A file without a part goes in one stream: a proxy may refuse parts, a size may be wrong.
     """
     try:
         fetch_listed(fetch, files, choose_parts(folder, files, spare))
     except modelscope_hub.FileDownloadError as error:
-        if FileIntegrityError in map(type, error.failed_files.values()):  # a wrong size is another
+        if FileIntegrityError in map(type, error.failed_files.values()):
             raise
         failed = {name: files[name] for name in error.failed_files}
         pause(f"{len(failed)} of {len(files)} files failed")
@@ -248,7 +249,7 @@ def fetch_files(fetch: Callable[..., str], folder: Path, files: Files, spare: in
 
 
 def choose_parts(folder: Path, files: Files, spare: int) -> set[str]:
-    """Return the files to fetch in parts: few large ones, if `spare` bytes let them be joined."""
+    """Return the files to fetch in parts: few large ones, if there is room to join the parts."""
     large = {n for n, file in files.items() if file.size > constants.DOWNLOAD_PARALLEL_THRESHOLD}
     if len(large) >= MANY_LARGE or spare < 2 * LARGE_AT_ONCE * constants.DOWNLOAD_PART_SIZE:
         return find_begun(folder, files)
@@ -261,10 +262,8 @@ def find_begun(folder: Path, files: Files) -> set[str]:
 
 
 def fetch_listed(fetch: Callable[..., str], files: Files, in_parts: set[str]) -> None:
-    """Let `snapshot_download` fetch `files`: it cannot hand a list on to `download_repo` itself.
-
-    Given a size, the SDK fetches a large file in parts; without one, the digest alone decides.
-    """
+    """Let `snapshot_download` fetch `files`: it takes no list, so `download_repo` gets it here."""
+    # With a size, the SDK fetches a large file in parts; without one, the digest alone decides.
     sizes = {n: f.size or None for n, f in files.items() if n in in_parts or not f.sha256}
     entries = [{"Path": n, "Sha256": f.sha256, "Size": sizes.get(n)} for n, f in files.items()]
     listed: Any = functools.partialmethod(DOWNLOAD_REPO, file_list=entries)
@@ -274,7 +273,7 @@ def fetch_listed(fetch: Callable[..., str], files: Files, in_parts: set[str]) ->
 
 
 def pause(reason: str) -> None:
-    """Say why, and wait as long as the SDK may between two tries."""
+    """Say why, and wait before a second try."""
     warn(f"WARNING: {reason}; trying once more in {PAUSE} s")
     time.sleep(PAUSE)
 
@@ -289,7 +288,6 @@ def report(failed: str, error: Exception) -> None:
 
 
 # --- the same in `upload_model.py`, as each script is copied alone --------------------------------
-
 TOKENS = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")  # the variables; the first one wins
 AROUND = " \t\r\n'\""  # what may stand around a token: `docker run --env-file` keeps quotes
 SECRETS: set[str] = set()
@@ -317,10 +315,10 @@ def hide_in_log(record: logging.LogRecord) -> bool:
     return True
 
 
-def keep_secrets(token: str) -> None:
-    """Hide `token` and every other one of this machine in all that is printed from now on."""
-    tokens = [token, *(os.environ.pop(name, "") for name in TOKENS)]  # a blank one hides a login
-    with contextlib.suppress(Exception):  # a stored login that cannot be read, the SDK tells
+def hide_tokens(token: str) -> None:
+    """Unset the variables, a blank one hides a login; print no token from now on."""
+    tokens = [token, *(os.environ.pop(name, "") for name in TOKENS)]
+    with contextlib.suppress(Exception):  # the SDK reports a stored login that cannot be read
         tokens.append(modelscope_hub.get_default_config().token or "")
     for secret in filter(None, (token.strip(AROUND) for token in tokens)):
         SECRETS.update({secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]})
@@ -340,7 +338,7 @@ def advise(error: BaseException | None) -> None:
         if isinstance(error, OSError) and error.filename:  # its repr leaves the path out
             warn(str(error))
         if isinstance(error, modelscope_hub.CacheError):
-            warn("Set MODELSCOPE_HOME to a folder that can be written.")
+            warn("Set MODELSCOPE_HOME and MODELSCOPE_CACHE to folders that can be written.")
         elif advice := getattr(error, "suggestion", ""):
             warn(advice)
         error = error.__cause__
@@ -348,13 +346,14 @@ def advise(error: BaseException | None) -> None:
 
 def show_progress(total: int, work: Callable[[], object]) -> None:
     """Run `work` beside a bar over `total` bytes; a log gets it as a line every ten seconds."""
-    is_terminal = sys.stderr.isatty()
-    looks = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "disable": False}
-    with tqdm(total=total, delay=0 if is_terminal else float("inf"), **looks) as Progress.bar:
+    is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
+    style = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "disable": False}
+    file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
+    with tqdm(total=total, file=file, **style) as Progress.bar:
         future = ThreadPoolExecutor(1).submit(work)
-        for second in itertools.count(1):
-            if wait([future], timeout=1).done:  # a short wait, for Ctrl-C on Windows
-                break
+        second = 0
+        while not wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits
+            second += 1
             if second % 10 == 0 and not is_terminal:
                 warn(str(Progress.bar))
     future.result()
@@ -363,7 +362,7 @@ def show_progress(total: int, work: Callable[[], object]) -> None:
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with 1, as 2 means a failed draft; show nothing that was typed: it may be a token."""
-        self.exit(1, f"{self.format_usage()}error: unknown option or missing value (not shown)\n")
+        self.exit(1, f"{self.format_usage()}error: unknown option or missing value (see -h)\n")
 
 
 def end_on_signal(number: int, frame: object) -> None:
@@ -380,6 +379,6 @@ if __name__ == "__main__":
         for handler in (logging.lastResort, *logging.getLogger(name).handlers):
             handler.addFilter(hide_in_log)  # type: ignore
     for number in {signal.SIGINT, signal.SIGTERM}:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` and `&` leave it
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's `&` sets it
             signal.signal(number, end_on_signal)
-    os._exit(main())  # Python would wait for threads that hash
+    os._exit(main())  # Python would wait for running threads

@@ -5,15 +5,13 @@
 # ///
 """Upload a local model folder to a ModelScope repo.
 
-Made for what comes before the build of an image, which downloads it. The SDK does the work; exit
-code 0 means that the hub lists every file of the folder with its digest, 1 that it failed.
+The SDK does the work; exit code 0 means that the hub lists every file of the folder as it is here.
 """
 
 import argparse
 import contextlib
 import functools
 import glob
-import itertools
 import json
 import logging
 import os
@@ -26,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO
 
-# The SDK reads it at its import: the seconds to wait for the answer to a blob, an hour without it.
+# Read at the SDK's import: seconds to wait for the answer to a blob (its own default: an hour).
 os.environ.setdefault("MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS", "600")
 if __name__ == "__main__":  # the SDK would import torch, which takes seconds and may fail
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
@@ -37,37 +35,36 @@ try:
     from modelscope_hub import constants
     from modelscope_hub.utils import compute_hash
     from tqdm import auto, tqdm
-except Exception as error:  # missing, too old, or kept from its import by a setting
+except Exception as error:  # missing, too old, or broken by a bad setting
     sys.exit(f"{error!r}\nTo install the SDK: pip install modelscope==1.40.2 modelscope-hub==0.5.1")
 
 DEFAULT_REPO = "YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
 DEFAULT_FOLDER = "model/YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
-KEY_FILES = ("config.json", "tokenizer_config.json")  # a full model has them; an adapter may not
-# Left behind: version control, caches, and what the SDK keeps of downloads and uploads.
+# Skipped: version control, caches, what the SDK keeps of downloads and uploads.
 NOT_MODEL = {".git", ".cache", ".modelscope", "._____temp", ".msc", ".mdl", ".mv"}
 NOT_MODEL |= {constants.UPLOAD_CACHE_FILE, constants.UPLOAD_LEGACY_PROGRESS_FILE}
-# Left behind and named: secrets, what is unfinished, what macOS adds on a shared disk.
+# Skipped with a warning: secrets, unfinished downloads, what macOS adds on a shared disk.
 KEPT_BACK = [".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*"]
-KEPT_BACK += ["*.incomplete", "._*"]
-NAMES_AT_ONCE = 200  # for one call of the SDK, which tries each on each file of the folder
+KEPT_BACK += ["*.incomplete", "*.parallel_tmp", "*.*_[0-9]*_[0-9]*[0-9]", "._*"]
+NAMES_AT_ONCE = 200  # for a call of the SDK, which matches each with every file of the folder
 SMALL_AT_ONCE = 32  # small files wait for answers, not for the link
 Sizes = dict[str, int]  # by name, in bytes
 
 
 def _env_token() -> str:
     """Return the token of the environment, or an empty string; a blank variable is none."""
-    first, second = (os.environ.get(name, "").strip(AROUND) for name in TOKENS)
-    return first or second
+    tokens = (os.environ.get(name, "").strip(AROUND) for name in TOKENS)
+    return next(filter(None, tokens), "")
 
 
 def _parse_args() -> argparse.Namespace:
     """Parse the command line; the environment gives the defaults."""
     env = os.environ.get
-    parser = Parser(description="Upload a model folder to a ModelScope repo.", allow_abbrev=False)
+    parser = Parser(description="Upload a model folder to ModelScope.", allow_abbrev=False)
     add = functools.partial(parser.add_argument, type=str.strip)
-    add("--repo-id", default=env("REPO_ID", DEFAULT_REPO), help="OWNER/NAME, or REPO_ID")
-    add("--model-dir", default=env("MODEL_DIR", DEFAULT_FOLDER), help="folder, or MODEL_DIR")
-    add("--token", default="", help="or MODELSCOPE_API_TOKEN, MODELSCOPE_TOKEN")
+    add("--repo-id", default=env("REPO_ID", DEFAULT_REPO), help="OWNER/NAME, or $REPO_ID")
+    add("--model-dir", default=env("MODEL_DIR", DEFAULT_FOLDER), help="or $MODEL_DIR")
+    add("--token", default="", help="or $MODELSCOPE_API_TOKEN, $MODELSCOPE_TOKEN")
     add("--commit-message", default="upload model folder", help="message of the commit")
     return parser.parse_args()
 
@@ -76,7 +73,7 @@ def main() -> int:
     """Check the arguments, log in, upload the folder; return the exit code."""
     args = _parse_args()
     token = args.token.strip(AROUND) or _env_token()
-    keep_secrets(args.token)
+    hide_tokens(args.token)
     try:
         folder = check_arguments(args.repo_id, args.model_dir)
         if token:
@@ -87,19 +84,19 @@ def main() -> int:
         upload(args.repo_id, folder.resolve(), args.commit_message)
     except PlainError as error:
         warn(f"ERROR: {error}")
-        return 1
     except Exception as error:  # whatever it is, it ends as a failed upload
         warn(f"ERROR: 上传失败：{error!r}")
         advise(error)
         if not token:
             warn("请设置 MODELSCOPE_API_TOKEN 或使用 --token 后重试。")
-        return 1
-    say("Upload finished.")
-    return 0
+    else:
+        say("Upload finished.")
+        return 0
+    return 1
 
 
 class PlainError(Exception):
-    """Not a failed upload: a wrong argument, or one that could not be checked in the end."""
+    """Reported as it is: a wrong argument, or an upload that could not be verified."""
 
 
 def check_arguments(repo_id: str, model_dir: str) -> Path:
@@ -109,7 +106,8 @@ def check_arguments(repo_id: str, model_dir: str) -> Path:
     folder = Path(model_dir).expanduser()
     if not model_dir or not folder.is_dir():
         raise PlainError(f"模型目录不存在，或不是目录：{model_dir!r}（--model-dir / MODEL_DIR）")
-    if missing := [name for name in KEY_FILES if not (folder / name).is_file()]:
+    key_files = ("config.json", "tokenizer_config.json")
+    if missing := [name for name in key_files if not (folder / name).is_file()]:
         warn(f"WARNING: 目录缺少关键文件：{missing}")
         warn("  - 上传的是完整模型目录时，这通常意味着导出目录不对，请检查 --model-dir。")
         warn("  - 上传的是 LoRA adapter 时，可忽略该 warning。")
@@ -117,24 +115,24 @@ def check_arguments(repo_id: str, model_dir: str) -> Path:
 
 
 def upload(repo_id: str, folder: Path, message: str) -> None:
-    """Upload a resolved `folder`, and verify that the hub lists all of it.
-
-    Raises ValueError or OSError for a folder that cannot go up whole, LookupError for a missing
-    repo, RuntimeError or PlainError for the hub's list afterwards, and what the SDK raises.
-    """
+    """Upload a resolved `folder`; raise unless the hub lists all of it in the end."""
     sizes = list_folder(folder)
     require_repo(repo_id)
+    show_progress(sum(sizes.values()), lambda: upload_missing(repo_id, folder, message, sizes))
+
+
+def upload_missing(repo_id: str, folder: Path, message: str, sizes: Sizes) -> None:
+    """Compare with the hub's list, upload what is missing there, and compare again."""
     pool = ThreadPoolExecutor(1)  # hashes while the SDK sends
     digests = {name: pool.submit(compute_hash, folder / name, "sha256") for name in sizes}
-    compare = functools.partial(find_missing, repo_id, sizes, digests)
     missing = sizes
     with contextlib.suppress(Exception):  # a failed probe proves nothing
-        missing = compare(strict=True)
+        missing = find_missing(repo_id, sizes, digests, strict=True)
     warn(f"{len(missing)} of {len(sizes)} files to upload; the hub has the rest")
     if missing:
-        send = functools.partial(send_files, repo_id, folder, message, missing)
-        show_progress(sum(missing.values()), send)
-        await_list(compare, repo_id)
+        Progress.bar.total = sum(missing.values())
+        send_files(repo_id, folder, message, missing)
+        await_list(repo_id, sizes, digests)
 
 
 # --- the folder, and the hub's list ---------------------------------------------------------------
@@ -146,9 +144,9 @@ def list_folder(folder: Path) -> Sizes:
     sizes, kept_back = {}, []
     for path in walk(folder):
         name = path.relative_to(folder).as_posix()
-        is_private = any(map(Path(path.name.lower()).match, KEPT_BACK))
-        is_private |= path.resolve().is_relative_to(credentials)
-        if path.is_file() and not is_private:
+        is_excluded = any(map(Path(path.name.lower()).match, KEPT_BACK))
+        is_excluded |= path.resolve().is_relative_to(credentials)
+        if path.is_file() and not is_excluded:
             sizes[name] = path.stat().st_size
         else:
             kept_back.append(name)
@@ -189,19 +187,20 @@ def find_missing(repo_id: str, sizes: Sizes, digests: dict[str, Any], strict: bo
     """Return what the hub does not list as it is here; `strict`: also what it lists undigested."""
     missing = dict(sizes)
     for file in modelscope_hub.HubApi().list_repo_files(repo_id, "model"):
-        if file.path in sizes and file.size in (0, sizes[file.path]):  # 0: it may be unknown
-            digest = file.sha256 and digests[file.path].result()
-            if digest == file.sha256 and (digest or not strict):
+        if file.path in sizes:
+            same_size = file.size in (0, sizes[file.path])  # 0: it may be unknown
+            same = file.sha256 == digests[file.path].result() if file.sha256 else same_size
+            if same and (file.sha256 or not strict):
                 missing.pop(file.path, None)
     return missing
 
 
-def await_list(compare: Callable[..., Sizes], repo_id: str) -> None:
+def await_list(repo_id: str, sizes: Sizes, digests: dict[str, Any]) -> None:
     """Wait until nothing is missing in the hub's list, which may lag behind a commit."""
     deadline = time.monotonic() + min(60, constants.REPO_TREE_LIST_TIMEOUT_SECONDS)
-    for tries in itertools.count(1):
+    for tries in range(1, 99):
         try:
-            missing, cause = compare(strict=False), None
+            missing, cause = find_missing(repo_id, sizes, digests, strict=False), None
         except Exception as error:  # whatever keeps the list from being read
             missing, cause = {}, error
         if time.monotonic() > deadline or not (missing or cause):
@@ -216,7 +215,7 @@ def await_list(compare: Callable[..., Sizes], repo_id: str) -> None:
 
 
 class Progress:
-    """Counts what the SDK sends into the one bar, which never passes its end."""
+    """Its `update` stands in for that of the SDK's bars, one for each file: all count into one."""
 
     bar: ClassVar[Any]
 
@@ -226,8 +225,8 @@ class Progress:
 
 
 def send_files(repo_id: str, folder: Path, message: str, missing: Sizes) -> None:
-    """Let the SDK upload what is missing, a share at a time; it keeps no record in the folder."""
-    auto.tqdm.update = Progress.update  # what the SDK calls for each file, though it shows no bar
+    """Let the SDK upload what is missing, a share at a time."""
+    auto.tqdm.update = Progress.update  # called by the SDK also where it shows no bar
     is_small = max(missing.values()) <= constants.UPLOAD_BLOB_PROGRESS_THRESHOLD_BYTES
     names = list(missing)
     for start in range(0, len(names), NAMES_AT_ONCE):
@@ -238,13 +237,12 @@ def send_files(repo_id: str, folder: Path, message: str, missing: Sizes) -> None
                 commit_message=message,
                 allow_patterns=list(map(glob.escape, names[start : start + NAMES_AT_ONCE])),
                 max_workers=SMALL_AT_ONCE if is_small else None,
-                use_cache=False,
+                use_cache=False,  # no record in the folder
                 disable_tqdm=True,
             )
 
 
 # --- the same in `download_model.py`, as each script is copied alone ------------------------------
-
 TOKENS = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")  # the variables; the first one wins
 AROUND = " \t\r\n'\""  # what may stand around a token: `docker run --env-file` keeps quotes
 SECRETS: set[str] = set()
@@ -272,10 +270,10 @@ def hide_in_log(record: logging.LogRecord) -> bool:
     return True
 
 
-def keep_secrets(token: str) -> None:
-    """Hide `token` and every other one of this machine in all that is printed from now on."""
-    tokens = [token, *(os.environ.pop(name, "") for name in TOKENS)]  # a blank one hides a login
-    with contextlib.suppress(Exception):  # a stored login that cannot be read, the SDK tells
+def hide_tokens(token: str) -> None:
+    """Unset the variables, a blank one hides a login; print no token from now on."""
+    tokens = [token, *(os.environ.pop(name, "") for name in TOKENS)]
+    with contextlib.suppress(Exception):  # the SDK reports a stored login that cannot be read
         tokens.append(modelscope_hub.get_default_config().token or "")
     for secret in filter(None, (token.strip(AROUND) for token in tokens)):
         SECRETS.update({secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]})
@@ -295,7 +293,7 @@ def advise(error: BaseException | None) -> None:
         if isinstance(error, OSError) and error.filename:  # its repr leaves the path out
             warn(str(error))
         if isinstance(error, modelscope_hub.CacheError):
-            warn("Set MODELSCOPE_HOME to a folder that can be written.")
+            warn("Set MODELSCOPE_HOME and MODELSCOPE_CACHE to folders that can be written.")
         elif advice := getattr(error, "suggestion", ""):
             warn(advice)
         error = error.__cause__
@@ -303,13 +301,14 @@ def advise(error: BaseException | None) -> None:
 
 def show_progress(total: int, work: Callable[[], object]) -> None:
     """Run `work` beside a bar over `total` bytes; a log gets it as a line every ten seconds."""
-    is_terminal = sys.stderr.isatty()
-    looks = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "disable": False}
-    with tqdm(total=total, delay=0 if is_terminal else float("inf"), **looks) as Progress.bar:
+    is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
+    style = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "disable": False}
+    file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
+    with tqdm(total=total, file=file, **style) as Progress.bar:
         future = ThreadPoolExecutor(1).submit(work)
-        for second in itertools.count(1):
-            if wait([future], timeout=1).done:  # a short wait, for Ctrl-C on Windows
-                break
+        second = 0
+        while not wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits
+            second += 1
             if second % 10 == 0 and not is_terminal:
                 warn(str(Progress.bar))
     future.result()
@@ -318,7 +317,7 @@ def show_progress(total: int, work: Callable[[], object]) -> None:
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """End with 1, as 2 means a failed draft; show nothing that was typed: it may be a token."""
-        self.exit(1, f"{self.format_usage()}error: unknown option or missing value (not shown)\n")
+        self.exit(1, f"{self.format_usage()}error: unknown option or missing value (see -h)\n")
 
 
 def end_on_signal(number: int, frame: object) -> None:
@@ -335,6 +334,6 @@ if __name__ == "__main__":
         for handler in (logging.lastResort, *logging.getLogger(name).handlers):
             handler.addFilter(hide_in_log)  # type: ignore
     for number in {signal.SIGINT, signal.SIGTERM}:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` and `&` leave it
+        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's `&` sets it
             signal.signal(number, end_on_signal)
-    os._exit(main())  # Python would wait for threads that hash
+    os._exit(main())  # Python would wait for running threads
