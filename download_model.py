@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import errno
 import functools
-import json
 import logging
 import os
 import re
@@ -46,6 +45,7 @@ try:
     from modelscope import snapshot_download
     from modelscope.hub.api import HubApi
     from modelscope_hub import FileInfo, FileIntegrityError, ProgressCallback, constants
+    from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as LARGE
     from modelscope_hub.constants import REPO_TREE_PAGE_RETRY_MAX_DELAY_SECONDS as PAUSE
     from tqdm import tqdm
 except Exception as error:  # missing, too old, or broken by a bad setting
@@ -143,7 +143,7 @@ def escapes_folder(name: str) -> bool:
     return bool(path.anchor) or ".." in path.parts or "\\" in name or not path.parts
 
 
-def list_files(api: modelscope_hub.HubApi, model_id: str, revision: str) -> Files:
+def list_files(api: Any, model_id: str, revision: str) -> Files:
     """Return the files of a revision; a list that cannot be read is read once more."""
     for is_last in (False, True):
         try:
@@ -162,9 +162,7 @@ def list_files(api: modelscope_hub.HubApi, model_id: str, revision: str) -> File
     return files
 
 
-def check_exists(
-    api: modelscope_hub.HubApi, model_id: str, revision: str, cause: Exception
-) -> None:
+def check_exists(api: Any, model_id: str, revision: str, cause: Exception) -> None:
     """Raise LookupError when the hub has no such model, or other revisions but not this one."""
     exists, known = True, []
     with contextlib.suppress(Exception):  # a failed probe proves nothing
@@ -186,10 +184,7 @@ def scan(folder: Path) -> set[str]:
 
 
 def take_stock(folder: Path, files: Files) -> Counter[str]:
-    """Return how many bytes of each file are there: whole, unfinished or in parts.
-
-    A complete `.incomplete` gets its name, so that the SDK checks it and does not start it anew.
-    """
+    """Count the bytes that are there of each file, and rename an unfinished one that is whole."""
     existing: Counter[str] = Counter()
     for name in scan(folder):
         with contextlib.suppress(FileNotFoundError):  # another run may finish it meanwhile
@@ -197,7 +192,7 @@ def take_stock(folder: Path, files: Files) -> Counter[str]:
             whole = re.sub(r"(\.incomplete|_\d+_\d+)$", "", name)
             existing[name if name in files else whole] += size
             if name == f"{whole}.incomplete" and whole in files and size == files[whole].size:
-                Path(folder, name).replace(folder / whole)
+                Path(folder, name).replace(folder / whole)  # the SDK would start it anew
     return existing
 
 
@@ -235,25 +230,29 @@ class Progress(ProgressCallback):
 def fetch_files(fetch: Callable[..., str], folder: Path, files: Files, spare: int) -> None:
     """Let the SDK download `files`; those that failed are tried once more.
 
-    Not when a digest was wrong (not a size, which is a subclass): the SDK has tried three times by
-    then. A file without a part goes in one stream: a proxy may refuse parts, a size may be wrong.
+    Not when the disk refused or a digest was wrong: the SDK has tried that three times by then. A
+    file without a part goes in one stream: a proxy may refuse parts, a listed size may be wrong.
     """
     try:
-        fetch_listed(fetch, files, choose_parts(folder, files, spare))
+        fetch_listed(fetch, files, choose_sized(folder, files, spare))
     except modelscope_hub.FileDownloadError as error:
-        if FileIntegrityError in map(type, error.failed_files.values()):
+        causes = error.failed_files.values()
+        is_disk = any(getattr(cause.__cause__ or cause, "filename", None) for cause in causes)
+        if is_disk or FileIntegrityError in map(type, causes):  # a wrong size is a subclass of it
             raise
         failed = {name: files[name] for name in error.failed_files}
         pause(f"{len(failed)} of {len(files)} files failed")
         fetch_listed(fetch, failed, find_begun(folder, failed))
 
 
-def choose_parts(folder: Path, files: Files, spare: int) -> set[str]:
-    """Return the files to fetch in parts: few large ones, if there is room to join the parts."""
-    large = {n for n, file in files.items() if file.size > constants.DOWNLOAD_PARALLEL_THRESHOLD}
+def choose_sized(folder: Path, files: Files, spare: int) -> set[str]:
+    """Return the files to give a size: small ones, and few large ones, which then come in parts."""
+    new = {name for name in files if not Path(folder, name).exists()}  # else the digest decides
+    small = {name for name in new if files[name].size <= LARGE}
+    large = {name for name in new - small if len(name.encode()) < 200}  # its parts' are longer
     if len(large) >= MANY_LARGE or spare < 2 * LARGE_AT_ONCE * constants.DOWNLOAD_PART_SIZE:
-        return find_begun(folder, files)
-    return {name for name in large if not Path(folder, f"{name}.incomplete").exists()}
+        return small | find_begun(folder, files)
+    return small | {name for name in large if not Path(folder, f"{name}.incomplete").exists()}
 
 
 def find_begun(folder: Path, files: Files) -> set[str]:
@@ -261,14 +260,14 @@ def find_begun(folder: Path, files: Files) -> set[str]:
     return {re.sub(r"_\d+_\d+$", "", name) for name in scan(folder) - files.keys()} & files.keys()
 
 
-def fetch_listed(fetch: Callable[..., str], files: Files, in_parts: set[str]) -> None:
+def fetch_listed(fetch: Callable[..., str], files: Files, sized: set[str]) -> None:
     """Let `snapshot_download` fetch `files`: it takes no list, so `download_repo` gets it here."""
     # With a size, the SDK fetches a large file in parts; without one, the digest alone decides.
-    sizes = {n: f.size or None for n, f in files.items() if n in in_parts or not f.sha256}
+    sizes = {n: f.size or None for n, f in files.items() if n in sized or not f.sha256}
     entries = [{"Path": n, "Sha256": f.sha256, "Size": sizes.get(n)} for n, f in files.items()]
     listed: Any = functools.partialmethod(DOWNLOAD_REPO, file_list=entries)
     modelscope_hub.HubApi.download_repo = listed  # type: ignore[method-assign]
-    at_once = LARGE_AT_ONCE if in_parts else FILES_AT_ONCE
+    at_once = LARGE_AT_ONCE if any(files[n].size > LARGE for n in sized) else FILES_AT_ONCE
     fetch(max_workers=at_once, progress_callbacks=[Progress])
 
 
@@ -291,7 +290,7 @@ def report(failed: str, error: Exception) -> None:
 TOKENS = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")  # the variables; the first one wins
 AROUND = " \t\r\n'\""  # what may stand around a token: `docker run --env-file` keeps quotes
 SECRETS: set[str] = set()
-IN_ADDRESSES = re.compile(r"(?i)(://)\S+(?=@)|(\?)\S*(?:key|sign|token)\w*=\S+")
+IN_ADDRESSES = re.compile(r"(?i)(//)\S+(?=@)|(\?)\S*(?:key|sign|token)\w*=\S+")
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -305,7 +304,8 @@ warn = functools.partial(say, file=sys.stderr)  # for all that is not a result
 def hide(text: str) -> str:
     """Return `text` with *** in place of tokens, and of passwords and signatures in addresses."""
     for secret in sorted(SECRETS, key=len, reverse=True):  # one may begin with another
-        text = text.replace(secret, "***")
+        characters = (r"\\+" if each == "\\" else re.escape(each) for each in secret)
+        text = re.sub(r"\\*".join(characters), "***", text)  # however often it was escaped
     return IN_ADDRESSES.sub(r"\1\2***", text)
 
 
@@ -320,8 +320,7 @@ def hide_tokens(token: str) -> None:
     tokens = [token, *(os.environ.pop(name, "") for name in TOKENS)]
     with contextlib.suppress(Exception):  # the SDK reports a stored login that cannot be read
         tokens.append(modelscope_hub.get_default_config().token or "")
-    for secret in filter(None, (token.strip(AROUND) for token in tokens)):
-        SECRETS.update({secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]})
+    SECRETS.update(filter(None, (token.strip(AROUND) for token in tokens)))
 
 
 def log_in(token: str) -> None:
@@ -347,9 +346,9 @@ def advise(error: BaseException | None) -> None:
 def show_progress(total: int, work: Callable[[], object]) -> None:
     """Run `work` beside a bar over `total` bytes; a log gets it as a line every ten seconds."""
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
-    style = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "disable": False}
+    style = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3}
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
-    with tqdm(total=total, file=file, **style) as Progress.bar:
+    with tqdm(total=total, file=file, disable=False, **style) as Progress.bar:
         future = ThreadPoolExecutor(1).submit(work)
         second = 0
         while not wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits

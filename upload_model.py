@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import functools
 import glob
-import json
 import logging
 import os
 import re
@@ -45,7 +44,8 @@ NOT_MODEL = {".git", ".cache", ".modelscope", "._____temp", ".msc", ".mdl", ".mv
 NOT_MODEL |= {constants.UPLOAD_CACHE_FILE, constants.UPLOAD_LEGACY_PROGRESS_FILE}
 # Skipped with a warning: secrets, unfinished downloads, what macOS adds on a shared disk.
 KEPT_BACK = [".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*"]
-KEPT_BACK += ["*.incomplete", "*.parallel_tmp", "*.*_[0-9]*_[0-9]*[0-9]", "._*"]
+KEPT_BACK += [f"credentials/{name}" for name in ("cookies", "git_token", "session", "user")]
+KEPT_BACK += ["*.incomplete", "*.parallel_tmp", f"*_[0-9]*_{'[0-9]' * 6}*[0-9]", "._*"]
 NAMES_AT_ONCE = 200  # for a call of the SDK, which matches each with every file of the folder
 SMALL_AT_ONCE = 32  # small files wait for answers, not for the link
 Sizes = dict[str, int]  # by name, in bytes
@@ -81,7 +81,7 @@ def main() -> int:
         else:
             warn("WARNING: 未提供 token，将尝试使用本机已保存的登录信息。")
         say(f"Uploading folder: {folder}  -->  {args.repo_id}")
-        upload(args.repo_id, folder.resolve(), args.commit_message)
+        show_progress(0, lambda: upload(args.repo_id, folder.resolve(), args.commit_message))
     except PlainError as error:
         warn(f"ERROR: {error}")
     except Exception as error:  # whatever it is, it ends as a failed upload
@@ -118,15 +118,11 @@ def upload(repo_id: str, folder: Path, message: str) -> None:
     """Upload a resolved `folder`; raise unless the hub lists all of it in the end."""
     sizes = list_folder(folder)
     require_repo(repo_id)
-    show_progress(sum(sizes.values()), lambda: upload_missing(repo_id, folder, message, sizes))
-
-
-def upload_missing(repo_id: str, folder: Path, message: str, sizes: Sizes) -> None:
-    """Compare with the hub's list, upload what is missing there, and compare again."""
     pool = ThreadPoolExecutor(1)  # hashes while the SDK sends
     digests = {name: pool.submit(compute_hash, folder / name, "sha256") for name in sizes}
     missing = sizes
-    with contextlib.suppress(Exception):  # a failed probe proves nothing
+    # A failed probe proves nothing; a hub out of reach, a NetworkError, fails the upload anyway.
+    with contextlib.suppress(modelscope_hub.APIError, ValueError):
         missing = find_missing(repo_id, sizes, digests, strict=True)
     warn(f"{len(missing)} of {len(sizes)} files to upload; the hub has the rest")
     if missing:
@@ -144,7 +140,7 @@ def list_folder(folder: Path) -> Sizes:
     sizes, kept_back = {}, []
     for path in walk(folder):
         name = path.relative_to(folder).as_posix()
-        is_excluded = any(map(Path(path.name.lower()).match, KEPT_BACK))
+        is_excluded = any(map(Path(name.lower()).match, KEPT_BACK))
         is_excluded |= path.resolve().is_relative_to(credentials)
         if path.is_file() and not is_excluded:
             sizes[name] = path.stat().st_size
@@ -174,10 +170,15 @@ def walk(folder: Path) -> Iterator[Path]:
 def require_repo(repo_id: str) -> None:
     """Raise LookupError for a missing repo, a likely slip: the SDK would create it, public."""
     modelscope_hub.HubApi.create_repo = lambda *args, **settings: None  # type: ignore
-    api, exists = modelscope_hub.HubApi(), True
-    with contextlib.suppress(modelscope_hub.APIError, ValueError):  # a failed probe proves nothing
-        exists = api.repo_exists(repo_id, "model")
-        exists = exists or bool(api.list_repo_revisions(repo_id, "model"))  # false 404s are seen
+    api = modelscope_hub.HubApi()
+    try:  # false 404s are seen
+        exists = api.repo_exists(repo_id, "model") or bool(
+            api.list_repo_revisions(repo_id, "model")
+        )
+    except modelscope_hub.NotExistError:
+        exists = False
+    except Exception:  # a failed probe proves nothing
+        exists = True
     if not exists:
         create = f"modelscope create {repo_id} --repo-type model --visibility private"
         raise LookupError(f"仓库 {repo_id} 不存在，或当前登录无权查看；创建：{create}")
@@ -246,7 +247,7 @@ def send_files(repo_id: str, folder: Path, message: str, missing: Sizes) -> None
 TOKENS = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")  # the variables; the first one wins
 AROUND = " \t\r\n'\""  # what may stand around a token: `docker run --env-file` keeps quotes
 SECRETS: set[str] = set()
-IN_ADDRESSES = re.compile(r"(?i)(://)\S+(?=@)|(\?)\S*(?:key|sign|token)\w*=\S+")
+IN_ADDRESSES = re.compile(r"(?i)(//)\S+(?=@)|(\?)\S*(?:key|sign|token)\w*=\S+")
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -260,7 +261,8 @@ warn = functools.partial(say, file=sys.stderr)  # for all that is not a result
 def hide(text: str) -> str:
     """Return `text` with *** in place of tokens, and of passwords and signatures in addresses."""
     for secret in sorted(SECRETS, key=len, reverse=True):  # one may begin with another
-        text = text.replace(secret, "***")
+        characters = (r"\\+" if each == "\\" else re.escape(each) for each in secret)
+        text = re.sub(r"\\*".join(characters), "***", text)  # however often it was escaped
     return IN_ADDRESSES.sub(r"\1\2***", text)
 
 
@@ -275,8 +277,7 @@ def hide_tokens(token: str) -> None:
     tokens = [token, *(os.environ.pop(name, "") for name in TOKENS)]
     with contextlib.suppress(Exception):  # the SDK reports a stored login that cannot be read
         tokens.append(modelscope_hub.get_default_config().token or "")
-    for secret in filter(None, (token.strip(AROUND) for token in tokens)):
-        SECRETS.update({secret, repr(secret)[1:-1], json.dumps(secret)[1:-1]})
+    SECRETS.update(filter(None, (token.strip(AROUND) for token in tokens)))
 
 
 def log_in(token: str) -> None:
@@ -302,9 +303,9 @@ def advise(error: BaseException | None) -> None:
 def show_progress(total: int, work: Callable[[], object]) -> None:
     """Run `work` beside a bar over `total` bytes; a log gets it as a line every ten seconds."""
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
-    style = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "disable": False}
+    style = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3}
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
-    with tqdm(total=total, file=file, **style) as Progress.bar:
+    with tqdm(total=total, file=file, disable=False, **style) as Progress.bar:
         future = ThreadPoolExecutor(1).submit(work)
         second = 0
         while not wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits
