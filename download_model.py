@@ -123,8 +123,10 @@ def download(model_id: str, revision: str, cache_dir: str) -> Path:
     with contextlib.suppress(Exception):  # a failed probe proves nothing: the SDK goes on, too
         endpoint = modelscope_hub.HubApi().resolve_endpoint_for_read(model_id)
     files = list_files(modelscope_hub.HubApi(endpoint=endpoint), model_id, revision)
-    target = {"cache_dir": os.path.abspath(os.path.expanduser(cache_dir)), "endpoint": endpoint}
-    fetch = functools.partial(snapshot_download, model_id, revision=revision, **target)
+    cache_dir = os.path.abspath(os.path.expanduser(cache_dir))
+    fetch = functools.partial(
+        snapshot_download, model_id, cache_dir=cache_dir, revision=revision, endpoint=endpoint
+    )
     try:
         folder = Path(fetch(local_files_only=True))
     except modelscope_hub.CacheNotFound as error:  # not there yet; this is where it will be

@@ -229,10 +229,10 @@ def send_files(repo_id: str, folder: Path, message: str, missing: Sizes) -> None
     """Let the SDK upload what is missing, a share at a time."""
     auto.tqdm.update = Progress.update  # called by the SDK also where it shows no bar
     is_small = max(missing.values()) <= constants.UPLOAD_BLOB_PROGRESS_THRESHOLD_BYTES
-    names = list(missing)
+    api, names = HubApi(), list(missing)
     for start in range(0, len(names), NAMES_AT_ONCE):
         with contextlib.redirect_stdout(sys.stderr):  # the SDK prints a report
-            HubApi().upload_folder(
+            api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=message,
