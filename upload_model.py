@@ -171,15 +171,14 @@ def require_repo(repo_id: str) -> None:
     """Raise LookupError for a missing repo, a likely slip: the SDK would create it, public."""
     modelscope_hub.HubApi.create_repo = lambda *args, **settings: None  # type: ignore
     api = modelscope_hub.HubApi()
-    try:  # false 404s are seen
-        exists = api.repo_exists(repo_id, "model") or bool(
-            api.list_repo_revisions(repo_id, "model")
-        )
+    try:
+        found: Any = api.repo_exists(repo_id, "model")
+        found = found or api.list_repo_revisions(repo_id, "model")  # false 404s are seen
     except modelscope_hub.NotExistError:
-        exists = False
+        found = False
     except Exception:  # a failed probe proves nothing
-        exists = True
-    if not exists:
+        found = True
+    if not found:
         create = f"modelscope create {repo_id} --repo-type model --visibility private"
         raise LookupError(f"仓库 {repo_id} 不存在，或当前登录无权查看；创建：{create}")
 
@@ -241,6 +240,7 @@ def send_files(repo_id: str, folder: Path, message: str, missing: Sizes) -> None
                 use_cache=False,  # no record in the folder
                 disable_tqdm=True,
             )
+    Progress.bar.update(Progress.bar.total - Progress.bar.n)  # what went in commits, not as blobs
 
 
 # --- the same in `download_model.py`, as each script is copied alone ------------------------------
