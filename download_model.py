@@ -350,7 +350,7 @@ def show_progress(total: int, work: Callable[[], object]) -> None:
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
     style = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3}
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
-    with tqdm(total=total, file=file, disable=False, **style) as Progress.bar:
+    with tqdm(total=total, file=file, disable=False, miniters=1, **style) as Progress.bar:
         future = ThreadPoolExecutor(1).submit(work)
         second = 0
         while not wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits

@@ -40,12 +40,12 @@ except Exception as error:  # missing, too old, or broken by a bad setting
 DEFAULT_REPO = "YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
 DEFAULT_FOLDER = "model/YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
 # Skipped: version control, caches, what the SDK keeps of downloads and uploads.
-NOT_MODEL = {".git", ".cache", ".modelscope", "._____temp", ".msc", ".mdl", ".mv"}
+NOT_MODEL = {".git", ".cache", ".modelscope", "._____temp", ".msc", ".mdl", ".mv", ".lock"}
 NOT_MODEL |= {constants.UPLOAD_CACHE_FILE, constants.UPLOAD_LEGACY_PROGRESS_FILE}
 # Skipped with a warning: secrets, unfinished downloads, what macOS adds on a shared disk.
 KEPT_BACK = [".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*"]
 KEPT_BACK += [f"credentials/{name}" for name in ("cookies", "git_token", "session", "user")]
-KEPT_BACK += ["*.incomplete", "*.parallel_tmp", f"*_[0-9]*_{'[0-9]' * 6}*[0-9]", "._*"]
+KEPT_BACK += ["*.incomplete", "*.parallel_tmp", f"*.*_[0-9]*_{'[0-9]' * 6}*[0-9]", "._*"]
 NAMES_AT_ONCE = 200  # for a call of the SDK, which matches each with every file of the folder
 SMALL_AT_ONCE = 32  # small files wait for answers, not for the link
 Sizes = dict[str, int]  # by name, in bytes
@@ -122,7 +122,7 @@ def upload(repo_id: str, folder: Path, message: str) -> None:
     digests = {name: pool.submit(compute_hash, folder / name, "sha256") for name in sizes}
     missing = sizes
     # A failed probe proves nothing; a hub out of reach, a NetworkError, fails the upload anyway.
-    with contextlib.suppress(modelscope_hub.APIError, ValueError):
+    with contextlib.suppress(modelscope_hub.APIError, ValueError, TypeError, AttributeError):
         missing = find_missing(repo_id, sizes, digests, strict=True)
     warn(f"{len(missing)} of {len(sizes)} files to upload; the hub has the rest")
     if missing:
@@ -305,7 +305,7 @@ def show_progress(total: int, work: Callable[[], object]) -> None:
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
     style = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3}
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
-    with tqdm(total=total, file=file, disable=False, **style) as Progress.bar:
+    with tqdm(total=total, file=file, disable=False, miniters=1, **style) as Progress.bar:
         future = ThreadPoolExecutor(1).submit(work)
         second = 0
         while not wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits
