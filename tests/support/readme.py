@@ -1,0 +1,30 @@
+"""The README as its users read it: the blocks and the tables that they copy from."""
+
+from __future__ import annotations
+
+import re
+
+from tests.support.client import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def section(title: str) -> str:
+    """The text below a heading of the second level, up to the next one."""
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def blocks(title: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", section(title), re.MULTILINE | re.DOTALL)
+
+
+def table(text: str, head: str = "") -> list[list[str]]:
+    """The rows of the first table in `text`, or of the one whose head begins with `head`."""
+    start = re.search(rf"^\| {re.escape(head)}", text, re.MULTILINE).start()
+    lines = text[start:].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line[1:-1].split(" |")] for line in lines[2:]]
+
+
+def codes(text: str) -> list[str]:
+    """What stands between backquotes."""
+    return re.findall(r"`([^`]+)`", text)

@@ -1,0 +1,360 @@
+"""What a reader of the README copies works, and what is said in several places is said alike."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.hub import Hub, Store
+from tests.hub.models import DRAFT, MAIN, PRIVATE, SENTENCES, SERVED, files
+from tests.support.cases import FILES, MODEL, download, snapshot, upload, uploaded
+from tests.support.client import ROOT, Client, Result, lay, tree
+from tests.support.readme import README, blocks, codes, section, table
+
+SCRIPTS = ("download_model.py", "upload_model.py")
+LANGUAGES = dict(zip(("English", "中文"), README.split("\n# 中文\n"), strict=True))
+SDK = Path(importlib.util.find_spec("modelscope_hub").origin).parent
+INSTALL = "pip install modelscope==1.40.2 modelscope-hub==0.5.1"
+REHEARSE = ("python", "-m", "tests.hub", "--")
+COMMANDS = "Related commands, and loading"
+OWN, SMALL = "you/your-model", "Qwen/Qwen3-0.6B"
+
+
+def source(*names: str) -> str:
+    return "\n".join((ROOT / name).read_text("utf-8") for name in names)
+
+
+@pytest.fixture
+def clone(client: Client) -> Client:
+    """A clone of this project on a machine that knows of no hub."""
+    lay(client.work, {name: source(name).encode() for name in SCRIPTS})
+    shutil.copytree(ROOT / "tests/hub", client.work / "tests/hub")
+    del client.env["MODELSCOPE_ENDPOINT"]
+    return client
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.skipif(sys.platform == "win32", reason="lines for bash")
+def test_blocks_pasted_in_their_order_print_what_is_shown(clone: Client, language: str) -> None:
+    pattern = r"^```sh\n(.*?)^```\n(?:\n```\n(.*?)^```$)?"
+    found = re.findall(pattern, LANGUAGES[language], re.MULTILINE | re.DOTALL)
+    pairs = [(block, shown) for block, shown in found if "docker " not in block]
+    # Installing is for `.ci/run`; here all is installed. A reader has no token at first.
+    script = "pip() { :; }; python3() { mkdir -p .venv/bin && touch .venv/bin/activate; }\n"
+    script += "unset MODELSCOPE_API_TOKEN\n" + "".join(f"{block}echo ===\n" for block, _ in pairs)
+    result = clone.run(*REHEARSE, "bash", "-ec", script)
+    printed = result.out.replace(str(clone.work), "/home/you/clone").split("===\n")
+    assert (result.code, len(printed)) == (0, len(pairs) + 1), result
+    for (block, shown), out in zip(pairs, printed, strict=False):
+        assert not shown or out == shown, block
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_options_and_exit_codes_are_those_of_the_scripts(client: Client, language: str) -> None:
+    lines = LANGUAGES[language].splitlines()
+    shown = [line.split(" |")[:2] for line in lines if line.startswith("| `--")]
+    helps = "".join(client.run(script, "-h", COLUMNS="200").out for script in SCRIPTS)
+    texts = re.findall(r"^  (--[\w-]+)(?: [A-Z_]+)?\s+(.+)", helps, re.MULTILINE)
+    assert [codes(option)[0] for option, _ in shown] == [option for option, _ in texts]
+    for (_, default), (_, text) in zip(shown, texts, strict=True):
+        assert re.findall(r"\$(\w+)", default) == re.findall(r"[A-Z]+_[A-Z_]+", text)
+        literals = [code for code in codes(default) if code[0] not in "$~"]
+        assert [text for text in literals if f'"{text}"' not in source(*SCRIPTS)] == []
+    assert ["`0`", "`1`", "`2`"] in [line.split(" | ")[1:4] for line in lines]
+
+
+def test_table_of_build_arguments_is_that_of_the_dockerfile() -> None:
+    named = {n for row in table(section("Images"), "build argument") for n in codes(row[0])}
+    assert named == set(re.findall(r"^ARG (\w+)", source("Dockerfile"), re.MULTILINE))
+    assert set(re.findall(r"--build-arg (\w+)", README)) <= named
+
+
+def test_table_of_variables_names_those_of_the_sdk_with_the_scripts_own_defaults() -> None:
+    rows = table(section("Variables of the SDK"))
+    known = "".join((SDK / name).read_text("utf-8") for name in ("constants.py", "config.py"))
+    assert all(f'"{name}"' in known for row in rows for name in codes(row[0]))
+    defaults = re.findall(r'setdefault\("(MODELSCOPE_\w+)", "(\d+)"\)', source(*SCRIPTS))
+    assert len(defaults) == 4
+    for name, value in defaults:
+        assert any(name in codes(row[0]) and f"({value})" in row[1] for row in rows), name
+
+
+def test_messages_in_the_tables_are_those_that_are_printed() -> None:
+    printed = source(*SCRIPTS) + "".join(path.read_text("utf-8") for path in SDK.rglob("*.py"))
+    shown = [codes(row[0])[0] for title in ("what it says", "现象") for row in table(README, title)]
+    # Those of the system and of the hub aside, and what stands in quotes or brackets.
+    shown = [text for text in shown if not re.match(r"OSError\(37|429|--", text)]
+    pieces = re.split(r"…|'\w+'|\[.*\]|\(28, |[()']|\n", "\n".join(shown))
+    assert [piece for piece in pieces if piece.strip(" ,") not in printed] == []
+
+
+def test_figures_are_those_of_the_benchmark() -> None:
+    measured = {row[0]: row for row in table(source("tests/BENCH.md"), "scenario")}
+    for name, *figures in table(section("Speed, and what was tested")):
+        assert figures == [measured[name][column] for column in (1, 2, 4)]
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", README)
+    assert len(links) > 5
+    for link in links:
+        assert f"# {link[1:]}\n" in README.lower() or (ROOT / link).is_file(), link
+
+
+def test_versions_are_the_same_everywhere() -> None:
+    pins = source("requirements.txt").split()
+    assert f"pip install {' '.join(pins)}" == INSTALL
+    assert set(pins) <= set(source("tests/requirements.txt").splitlines())
+    assert source(*SCRIPTS).count(f"# dependencies = {json.dumps(pins)}\n") == 2
+    named = re.findall(r"pip install modelscope[^`\"\n]*", source(*SCRIPTS, "README.md"))
+    assert named == [INSTALL] * 3
+
+
+def test_each_script_alone_names_what_to_install_and_runs_once_it_is(
+    client: Client, store: Store, token: str, model: str
+) -> None:
+    store.add(copy := "alice/copy")
+    env = {"MODEL_ID": model, "REPO_ID": copy, "MODEL_DIR": str(snapshot(client.work))}
+    for script in SCRIPTS:
+        alone = lay(client.home / script[:-3], {script: source(script).encode()}) / script
+        result = client.run("python", "-S", alone, **env)  # -S: no site-packages
+        assert (result.code, result.out) == (1, "")
+        assert result.err.endswith(f"\nTo install the SDK: {INSTALL}\n")
+        assert client.run("python", alone, **env).code == 0
+    assert uploaded(store, copy) == FILES
+
+
+def test_top_level_holds_both_scripts_and_what_belongs_to_them() -> None:
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    top = {name.split("/")[0] for name in listed.splitlines() if not name.startswith(".")}
+    assert top == {*SCRIPTS, "tests", "requirements.txt", "Dockerfile", "README.md"}
+
+
+EXAMPLES = {system: f".ci/examples/{system}.yml" for system in ("github", "gitlab")}
+BASE, IMAGE, TOKEN = "Qwen/Qwen3-4B", f"ghcr.io/{OWN}", "ms-secret"
+GIVEN = {"CI_REGISTRY": "ghcr.io", "CI_REGISTRY_IMAGE": IMAGE, "CI_REGISTRY_USER": "you"}
+GIVEN |= {"CI_PIPELINE_IID": "7", "GITHUB_RUN_NUMBER": "7", "MODELSCOPE_API_TOKEN": TOKEN}
+# It prints how it was called, and a build a log; it keeps what it was told in secret.
+DOCKER = b"""#!/bin/sh
+echo "docker $*"
+[ "$1" = build ] || exit 0
+cp "$(echo "$*" | sed 's/.*,src=//; s/ .*//')" secret && cat log && exit "$(cat code)"
+"""
+RunJob = Callable[[str], Result]
+
+
+def shell(system: str, name: str) -> tuple[str, dict[str, str]]:
+    """The shell of a job, `image` or `upload`, and the variables that its example gives it."""
+    example = yaml.safe_load(source(EXAMPLES[system]))
+    [job] = [job for key, job in example.get("jobs", example).items() if name in key]
+    if system == "gitlab":
+        return "\n".join(["set -o pipefail", *job["script"]]), example["variables"]
+    steps = [step for step in job["steps"] if "run" in step]
+    script = [f"({step['run']}\n)\nset -a; . $GITHUB_ENV; set +a" for step in steps]
+    env = {k: v for part in (example, job, *steps) for k, v in part.get("env", {}).items()}
+    return "\n".join(script), env | {"MODELSCOPE_API_TOKEN": TOKEN}
+
+
+@pytest.fixture(params=EXAMPLES)
+def run_job(request: pytest.FixtureRequest, client: Client, store: Store) -> RunJob:
+    """Runs a job as GitHub or GitLab would, on a runner that has a `docker` and our scripts."""
+    if sys.platform == "win32":
+        pytest.skip("the runner is Linux")
+    for name, model in ((BASE, FILES), (SMALL, FILES), (OWN, {})):
+        store.add(name, model)
+    store.users[TOKEN] = "you"
+    lay(client.work, {name: source(name).encode() for name in SCRIPTS})
+    lay(client.work, {"log": b"", "code": b"0", "variables": b"", "awq-out/config.json": b"{}"})
+    commands = lay(client.home / "bin", {"docker": DOCKER, "pip": b"#!/bin/sh\n"})
+    for command in commands.iterdir():
+        command.chmod(0o755)
+    client.env |= {"PATH": f"{commands}:{client.env['PATH']}", "GITHUB_ENV": "./variables"}
+
+    def run(name: str) -> Result:
+        script, env = shell(request.param, name)
+        script += '\necho "draft: $SPEC_DRAFT_MODEL_ID."'
+        result = client.run("bash", "-ec", script, **GIVEN | env, TMPDIR=str(client.home))
+        assert TOKEN not in result.out + result.err
+        assert not list(client.home.glob("tmp.*"))  # the file of the token
+        return result
+
+    return run
+
+
+@pytest.mark.parametrize("path", [*EXAMPLES.values(), ".github/workflows/ci.yml"])
+def test_job_is_valid(client: Client, path: str) -> None:
+    schema = "vendor.gitlab-ci" if "gitlab" in path else "vendor.github-workflows"
+    assert client.run("check-jsonschema", "--builtin-schema", schema, ROOT / path).code == 0
+
+
+def test_workflow_of_this_project_runs_existing_tests_on_every_system() -> None:
+    text = source(".github/workflows/ci.yml")
+    assert all((ROOT / name).exists() for name in re.findall(r"tests/[\w./]+", text))
+    assert set(re.findall(r"(\w+)-latest", text)) == {"ubuntu", "windows", "macos"}
+
+
+def test_example_builds_at_night_and_uploads_on_a_tag() -> None:
+    github, gitlab = (yaml.safe_load(source(path)) for path in EXAMPLES.values())
+    assert github[True]["schedule"]  # YAML 1.1 reads `on` as true
+    assert [job["if"].split("'")[1] for job in github["jobs"].values()] == ["branch", "tag"]
+    assert {"if": '$CI_PIPELINE_SOURCE == "schedule"'} in gitlab["build-image"]["rules"]
+    assert gitlab["upload-model"]["rules"] == [{"if": "$CI_COMMIT_TAG"}]
+    steps = [step for job in github["jobs"].values() for step in job["steps"]]
+    assert not any("${{" in step.get("run", "") for step in steps)  # nothing is pasted in
+
+
+def test_image_job_builds_with_the_token_pushes_and_refreshes_what_has_moved(
+    run_job: RunJob, client: Client, store: Store
+) -> None:
+    result = run_job("image")
+    assert result.code == 0, result
+    build, login, push = re.findall("^docker (?!logout).*", result.out, re.MULTILINE)
+    assert re.search(rf" --build-arg MODEL_ID .* --tag {IMAGE}:7 --tag {IMAGE}:latest \.$", build)
+    assert (login[:20], push) == ("docker login ghcr.io", f"docker push --all-tags {IMAGE}")
+    assert (client.work / "secret").read_text() == TOKEN
+    assert "without it" not in result.out
+    again = run_job("image")
+    store.add(SMALL, FILES | {"config.json": b"moved"})
+    refresh = [re.findall(r" REFRESH=\w{64} ", r.out) for r in (result, again, run_job("image"))]
+    assert [] != refresh[0] == refresh[1] != refresh[2] != []
+
+
+def test_image_job_warns_without_a_draft_and_pushes_nothing_after_a_failure(
+    run_job: RunJob, client: Client, store: Store
+) -> None:
+    del store.models[SMALL]
+    lay(client.work, {"log": b"[spec] Draft model download FAILED (optional, continue): "})
+    result = run_job("image")
+    assert (result.code, "\ndocker push " in result.out) == (0, True), result
+    assert "The draft model failed; the image is without it." in result.out
+    lay(client.work, {"code": b"1"})
+    failed = run_job("image")
+    assert (failed.code, "docker push" in failed.out) == (1, False)
+    del store.models[BASE]
+    missing = run_job("image")
+    assert (missing.code, "docker build" in missing.out) == (1, False)
+
+
+def test_upload_job_goes_on_without_a_draft_but_not_without_a_model(
+    run_job: RunJob, store: Store
+) -> None:
+    result = run_job("upload")
+    assert (result.code, result.lines[-1]) == (0, f"draft: {SMALL}."), result
+    assert uploaded(store, OWN) == {"config.json": b"{}"}
+    del store.models[SMALL]
+    result = run_job("upload")
+    assert (result.code, result.lines[-1]) == (0, "draft: ."), result
+    assert "The draft model failed; going on without it." in result.out
+    del store.models[BASE]
+    result = run_job("upload")
+    assert (result.code, "Uploading" in result.out) == (1, False)
+
+
+def test_rehearsal_needs_no_package_and_lists_and_serves_the_models_of_the_page(
+    clone: Client,
+) -> None:
+    shown = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    named = re.findall(r"\b(?:Qwen|you)/[\w.-]*\w", "".join(shown))
+    assert set(named) - SERVED.keys() == {OWN, "you/no-such-draft"}
+    hub = ["python", "-S", "-m", "tests.hub"]  # -S: no site-packages
+    listed = clone.run(*hub, "-h").out
+    assert all(f"\n  {model} " in listed for model in SERVED)
+    fetch = [*hub, "--", "python", "download_model.py", "--model_name", PRIVATE]
+    assert (clone.run(*fetch).code, clone.run(*fetch, "--token", "ms-wrong").code) == (0, 1)
+    assert tree(snapshot(clone.work, PRIVATE)) == files()
+
+
+def run_row(client: Client, words: str, **env: str) -> Result:
+    """Run a command of the README's table, found by the words that its row begins with."""
+    [command] = [codes(row[1])[0] for row in table(section(COMMANDS)) if row[0].startswith(words)]
+    return client.run(*shlex.split(command.replace("$MODELSCOPE_API_TOKEN", env.get("TOKEN", ""))))
+
+
+def test_cli_accepts_and_reuses_what_our_script_downloaded(
+    client: Client, hub: Hub, store: Store, model: str
+) -> None:
+    for name in (store.add(SMALL, FILES).id, model):
+        assert download(client, "--cache_dir", "model", MODEL_ID=name).code == 0
+    sent = hub.sent()
+    assert run_row(client, "check it").code == 0
+    assert client.run("modelscope", "download", SMALL, "--cache_dir", "model").code == 0
+    assert hub.sent() == sent
+    folder = snapshot(client.work / "model", SMALL)
+    for harm in ({"config.json": b"[]"}, FILES | {"extra": b""}):
+        lay(folder, harm)
+        assert run_row(client, "check it").code == 1
+    assert run_row(client, "remove a model").code == 0
+    assert (folder.exists(), tree(snapshot(client.work / "model"))) == (False, FILES)
+
+
+def test_our_script_reuses_what_the_cli_downloaded(client: Client, hub: Hub, store: Store) -> None:
+    store.add(SMALL, FILES)
+    assert run_row(client, "download some files").code == 0
+    assert len(tree(client.work / "some")) == 3
+    assert client.run("modelscope", "download", SMALL, "--cache_dir", "model").code == 0
+    sent = hub.sent()
+    assert download(client, "--cache_dir", "model", MODEL_ID=SMALL).code == 0
+    assert hub.sent() == sent
+
+
+def test_login_of_the_cli_serves_both_scripts_and_that_of_a_script_the_cli(
+    client: Client, store: Store, folder: Path
+) -> None:
+    store.add(MODEL, FILES, private=True)
+    token, fetch = store.add_user("alice"), ("modelscope", "download", MODEL)
+    assert download(client).code == 1
+    assert run_row(client, "log in once", TOKEN=token).code == 0
+    lay(folder, {"added": b"1"})
+    assert (download(client).code, upload(client).code) == (0, 0)
+    assert uploaded(store) == tree(folder)
+    shutil.rmtree(client.home / ".modelscope")
+    assert client.run(*fetch).code != 0
+    assert download(client, MODELSCOPE_API_TOKEN=token).code == 0
+    assert client.run(*fetch).code == 0
+
+
+def test_adapter_goes_up_with_a_warning(client: Client, store: Store, token: str) -> None:
+    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"lora"}
+    store.add(MODEL)
+    lay(client.work / "folder", adapter)
+    result = upload(client)
+    assert (result.code, "WARNING: 目录缺少关键文件" in result.err) == (0, True)
+    assert uploaded(store) == adapter
+
+
+@pytest.mark.gate
+@pytest.mark.timeout(600)
+def test_what_comes_down_is_loaded_without_a_network_also_after_going_up(clone: Client) -> None:
+    fetch = "python download_model.py --cache_dir"
+    steps = f"""{fetch} model --draft_model_name {DRAFT}
+        modelscope create {OWN} --repo-type model
+        python upload_model.py --repo-id {OWN} --model-dir {snapshot(Path("model"), MAIN)}
+        {fetch} check --model_name {OWN}"""
+    assert clone.run(*REHEARSE, "sh", "-ec", steps).code == 0
+    [code] = blocks(COMMANDS, "python")
+    # Where torch is installed, every other test would wait for it: so it may be another Python.
+    python = os.environ.get("TORCH_PYTHON", sys.executable)
+    for cache, name in (("model", MAIN), ("model", DRAFT), ("check", OWN)):
+        command = [
+            "unshare",
+            "--map-root-user",
+            "--net",
+            python,
+            "-c",
+            code,
+            snapshot(Path(cache), name),
+        ]
+        result = clone.run(*command, timeout=200, HF_HUB_OFFLINE="1")
+        assert result.lines[-1:] == [SENTENCES[0]], result
