@@ -65,13 +65,13 @@ def parse_args() -> argparse.Namespace:
     env = os.environ.get
     parser = Parser(description="Download a model from ModelScope.", allow_abbrev=False)
     add = functools.partial(parser.add_argument, type=str.strip)
-    add("--model_name", default=env("MODEL_ID", DEFAULT_MODEL), help="OWNER/NAME, or $MODEL_ID")
-    add("--revision", default=DEFAULT_REVISION, help="branch, tag or commit of the model")
-    add("--cache_dir", default="./", help="folder to download to")
-    add("--token", default=env("MODELSCOPE_API_TOKEN", ""), help="or $MODELSCOPE_API_TOKEN")
+    add("--model_name", default=env("MODEL_ID", DEFAULT_MODEL), help="OWNER/NAME (or $MODEL_ID)")
+    add("--revision", default=DEFAULT_REVISION, help="branch, tag or commit (master)")
+    add("--cache_dir", default="./", help="folder to download to; default: ./")
+    add("--token", default=env("MODELSCOPE_API_TOKEN", ""), help="default: $MODELSCOPE_API_TOKEN")
     draft, draft_revision = "SPEC_DRAFT_MODEL_ID", "SPEC_DRAFT_MODEL_REVISION"
-    add("--draft_model_name", default=env(draft, ""), help=f"a draft model, or ${draft}")
-    add("--draft_revision", default=env(draft_revision, ""), help=f"or ${draft_revision}")
+    add("--draft_model_name", default=env(draft, ""), help=f"draft model; default: ${draft}")
+    add("--draft_revision", default=env(draft_revision, ""), help=f"default: ${draft_revision}")
     optional = env("SPEC_DRAFT_OPTIONAL", "").strip() == "1"
     parser.add_argument(
         "--draft_optional", action="store_true", default=optional, help="or SPEC_DRAFT_OPTIONAL=1"

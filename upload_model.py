@@ -62,9 +62,9 @@ def _parse_args() -> argparse.Namespace:
     env = os.environ.get
     parser = Parser(description="Upload a model folder to ModelScope.", allow_abbrev=False)
     add = functools.partial(parser.add_argument, type=str.strip)
-    add("--repo-id", default=env("REPO_ID", DEFAULT_REPO), help="OWNER/NAME, or $REPO_ID")
-    add("--model-dir", default=env("MODEL_DIR", DEFAULT_FOLDER), help="or $MODEL_DIR")
-    add("--token", default="", help="or $MODELSCOPE_API_TOKEN, $MODELSCOPE_TOKEN")
+    add("--repo-id", default=env("REPO_ID", DEFAULT_REPO), help="OWNER/NAME; default: $REPO_ID")
+    add("--model-dir", default=env("MODEL_DIR", DEFAULT_FOLDER), help="folder; default: $MODEL_DIR")
+    add("--token", default="", help="default: $MODELSCOPE_API_TOKEN, $MODELSCOPE_TOKEN")
     add("--commit-message", default="upload model folder", help="message of the commit")
     return parser.parse_args()
 

@@ -42,7 +42,10 @@ def parse_args() -> argparse.Namespace:
 def run(command: list[str], env: dict[str, str]) -> int:
     """Run `command` and return its exit code as a shell would; Ctrl-C is the command's."""
     signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN, which the command would inherit
-    code = subprocess.run(command, env=os.environ | env).returncode
+    try:
+        code = subprocess.run(command, env=os.environ | env).returncode
+    except FileNotFoundError as error:
+        sys.exit(str(error))
     return code if code >= 0 else 128 - code
 
 
