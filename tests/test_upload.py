@@ -1,0 +1,482 @@
+"""What `upload_model.py` promises: its document sentence by sentence, then what makes 0 true."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.hub import Fault, Hub, Store
+from tests.hub.faults import answers, first, passes, status
+from tests.hub.store import OWN_FILES, Model
+from tests.support.cases import BIG, FILES, MODEL, lists_big, upload, uploaded
+from tests.support.client import ROOT, Client, Result, lay, tree
+
+DEFAULT = "YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
+KEY_FILES = ["config.json", "tokenizer_config.json"]
+NO_TOKEN = "WARNING: 未提供 token，将尝试使用本机已保存的登录信息。"
+HINT = "请设置 MODELSCOPE_API_TOKEN 或使用 --token 后重试。"
+UNUSABLE = {"MODEL_DIR": ["", " \r\n", "nowhere", "folder/config.json"]}
+UNUSABLE["REPO_ID"] = ["", " \r\n", "model", "/model", "a/b/c"]
+DONE = ["Uploading folder: {}  -->  " + MODEL, "Upload finished."]
+SOON = {"MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS": "1"}  # how long the list is waited for
+ONCE = {"MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS": "1"}  # a refusal that stays is soon told
+REJECTED = {"MODELSCOPE_API_TOKEN": "ms-wrong"}
+DOWN = {"MODELSCOPE_ENDPOINT": "http://127.0.0.1:9"}
+PTY = (sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)")
+BOUND_BY_MODES: tuple[str, ...] = ()  # words before a command; root has to give a right up
+if sys.platform == "linux" and os.geteuid() == 0:
+    BOUND_BY_MODES = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such thing")
+
+
+@pytest.fixture(autouse=True)
+def repo(store: Store, token: str, folder: Path) -> Model:
+    """An empty repo, its owner's token in the environment, and a folder to upload."""
+    return store.add(MODEL)
+
+
+def succeeded(result: Result, folder: object = "folder") -> None:
+    """Assert exit 0, and the two lines of standard output."""
+    assert result.code == 0, result
+    assert result.lines == [line.format(folder) for line in DONE]
+
+
+def failed(result: Result, *words: str) -> None:
+    """Assert a failure that is told: exit 1, one ERROR line with `words`, and no success."""
+    assert result.code == 1, result
+    assert "finished" not in result.out
+    (error,) = [line for line in result.err.splitlines() if line.startswith("ERROR: ")]
+    assert all(word in error for word in words), result
+    assert "Traceback" not in result.err, result
+
+
+def warnings(result: Result) -> list[str]:
+    return [line for line in result.err.splitlines() if line.startswith("WARNING: ")]
+
+
+def nothing_sent(hub: Hub) -> bool:
+    return not any(map(hub.requests, ("create", "batch", "blob", "commit")))
+
+
+def upload_by(client: Client, *wrapper: object) -> Result:
+    """Upload the folder by `python upload_model.py` with other words before."""
+    command = (sys.executable, ROOT / "upload_model.py")
+    return client.run(*wrapper, *command, REPO_ID=MODEL, MODEL_DIR="folder")
+
+
+# --- four options, two streams, two exit codes ----------------------------------------------------
+
+
+def test_upload_prints_two_lines(client: Client, store: Store, repo: Model) -> None:
+    result = upload(client)
+    succeeded(result)
+    assert uploaded(store) == FILES
+    assert repo.messages == ["upload model folder (batch 1/1)"]  # the SDK adds the number
+    assert "Upload Report" in result.err  # by the SDK, which prints it on standard output
+    assert warnings(result) == []
+    assert "\x1b" not in result.err
+
+
+def test_default_folder_goes_to_the_default_repo(client: Client, store: Store) -> None:
+    store.add(DEFAULT)
+    lay(client.work / "model" / DEFAULT, FILES)
+    env = {"MODELSCOPE_API_TOKEN": store.add_user("YukinoStuki")}
+    result = upload(client, REPO_ID=None, MODEL_DIR=None, **env)
+    assert result.lines[0] == f"Uploading folder: model/{DEFAULT}  -->  {DEFAULT}"
+    assert uploaded(store, DEFAULT) == FILES
+
+
+def test_options_win_over_variables(client: Client, hub: Hub, repo: Model, token: str) -> None:
+    folder = lay(client.home / "mine", FILES)
+    options = ["--repo-id", MODEL, "--model-dir", "~/mine", "--token", token]
+    env = {"REPO_ID": "bob/x", "MODEL_DIR": "nowhere", "MODELSCOPE_API_TOKEN": "ms-wrong"}
+    succeeded(upload(client, *options, "--commit-message", "量化后的模型 v2", **env), folder)
+    assert uploaded(hub.store) == FILES
+    assert repo.messages == ["量化后的模型 v2 (batch 1/1)"]
+
+
+def test_white_space_around_values_goes(client: Client, store: Store, token: str) -> None:
+    env = {"REPO_ID": f" {MODEL}\r\n", "MODEL_DIR": "folder \r", "MODELSCOPE_TOKEN": f"{token}\r\n"}
+    succeeded(upload(client, "--token", " ", MODELSCOPE_API_TOKEN="\r\n", **env))
+    assert uploaded(store) == FILES
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n in UNUSABLE for v in UNUSABLE[n]])
+def test_unusable_value_is_an_error(client: Client, hub: Hub, name: str, value: str) -> None:
+    result = upload(client, **{name: value})
+    failed(result, name, repr(value.strip()))
+    assert "上传失败" not in result.err
+    assert hub.log == []
+
+
+@pytest.mark.parametrize("options", [["--repo", MODEL], ["--force"], ["stray"], ["--repo-id"]])
+def test_usage_error_is_1(client: Client, hub: Hub, options: list[str]) -> None:
+    result = upload(client, *options)
+    assert (result.code, result.out) == (1, "")
+    assert "usage: upload_model.py" in result.err
+    assert hub.log == []
+
+
+def test_help_names_the_four_options_and_their_variables(client: Client) -> None:
+    result = client.run("upload_model.py", "-h")
+    assert result.code == 0
+    options = {"--repo-id", "--model-dir", "--token", "--commit-message", "--help"}
+    assert set(re.findall("--[a-z-]+", result.out)) == options
+    variables = {"REPO_ID", "MODEL_DIR", "MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN"}
+    assert variables <= set(re.findall("[A-Z_]+", result.out))
+
+
+def test_documented_functions_answer_as_documented(client: Client) -> None:
+    script = "import upload_model as u; print([u._env_token()], vars(u._parse_args()), u.main)"
+    env = {"MODELSCOPE_API_TOKEN": " ", "MODELSCOPE_TOKEN": " b\t", "PYTHONPATH": str(ROOT)}
+    result = client.run(sys.executable, "-B", "-c", script, **env)
+    options = {"repo_id": DEFAULT, "model_dir": f"model/{DEFAULT}", "token": ""}
+    options["commit_message"] = "upload model folder"
+    assert result.out.startswith(f"['b'] {options} <function main")
+
+
+# --- what is missing in the folder, and what stays behind -----------------------------------------
+
+
+@pytest.mark.parametrize("missing", [KEY_FILES, KEY_FILES[1:]])
+def test_missing_key_files_are_a_warning(client: Client, hub: Hub, missing: list[str]) -> None:
+    folder = client.work / "folder"
+    for name in missing:
+        (folder / name).rename(folder / "nested" / name)
+    result = upload(client)
+    succeeded(result)
+    assert result.err.splitlines()[:3] == [
+        f"WARNING: 目录缺少关键文件：{missing}",
+        "  - 上传的是完整模型目录时，这通常意味着导出目录不对，请检查 --model-dir。",
+        "  - 上传的是 LoRA adapter 时，可忽略该 warning。",
+    ]
+    assert uploaded(hub.store) == tree(folder)
+
+
+def test_caches_stay_behind_silently(client: Client, store: Store, folder: Path) -> None:
+    names = [".git/HEAD", ".cache/x", ".modelscope/x/y", "._____temp/x", ".msc", ".mdl", ".mv"]
+    names += [".ms_upload_cache", ".ms_upload_progress"]
+    lay(folder, dict.fromkeys([*names, *(f"nested/deep/{name}" for name in names)], b"no model"))
+    result = upload(client)
+    assert (result.code, warnings(result)) == (0, [])
+    assert uploaded(store) == FILES
+
+
+@posix_only
+def test_secrets_stay_behind_and_are_named(client: Client, hub: Hub, folder: Path) -> None:
+    names = [".env", ".Env.local", ".NETRC", ".git-credentials", "Key.PEM", "id_rsa", "ID_RSA.pub"]
+    names += ["id_ed25519", "model.safetensors.incomplete", "._config.json"]
+    names += [f"nested/{name}" for name in names]
+    lookalikes = dict.fromkeys(["environment.yml", "my.env", "pem.txt", "x_id_rsa"], b"fine")
+    lay(folder, dict.fromkeys(names, b"secret") | lookalikes)
+    os.mkfifo(folder / "pipe")
+    (folder / "device").symlink_to(os.devnull)
+    result = upload(client)
+    assert result.code == 0
+    assert uploaded(hub.store) == FILES | lookalikes
+    (warning,) = warnings(result)
+    assert set(re.findall("'(.+?)'", warning)) == {*names, "pipe", "device"}
+
+
+@pytest.mark.parametrize("names", [[], [".env", "nested/x.incomplete"]])
+def test_nothing_to_upload_is_an_error(client: Client, hub: Hub, names: list[str]) -> None:
+    lay(client.work / "adapter", dict.fromkeys(names, b"")).mkdir(exist_ok=True)
+    result = upload(client, MODEL_DIR="adapter")
+    failed(result, "上传失败：ValueError(", "adapter", *names)
+    assert nothing_sent(hub)
+
+
+@posix_only
+@pytest.mark.parametrize("name", ["nested", BIG])
+def test_unreadable_entry_is_an_error(client: Client, hub: Hub, folder: Path, name: str) -> None:
+    (folder / name).chmod(0)
+    result = upload_by(client, *BOUND_BY_MODES)
+    (folder / name).chmod(0o755)
+    failed(result, "上传失败：")
+    assert str(folder / name) in result.err
+    assert BIG not in uploaded(hub.store)
+    assert name == BIG or nothing_sent(hub)
+
+
+@pytest.mark.parametrize("target", ["nowhere", "odd", ".."])
+def test_link_to_no_file_is_an_error(client: Client, hub: Hub, folder: Path, target: str) -> None:
+    (folder / "nested/odd").symlink_to(target)
+    result = upload(client)
+    failed(result, "上传失败：")
+    assert str(folder / "nested/odd") in result.err
+    assert nothing_sent(hub)
+
+
+@posix_only
+def test_odd_names_links_and_empty_files_go_up(client: Client, hub: Hub, folder: Path) -> None:
+    names = ["模型 [1] 100%.txt", "-dash", "a+b&c=d#e;f'", ".hidden", "a..b", "[a]/{b}/c d.bin"]
+    names += ["*", "a?b", 'quote".txt', "back\\slash", "new\nline"]
+    lay(
+        folder, {n: n.encode() for n in names} | {"empty.txt": b"", "nested/empty.safetensors": b""}
+    )
+    blobs = lay(client.work / "blobs", {"1": b"one", "2": bytes(100_000)})
+    (folder / "link.txt").symlink_to(blobs / "1")
+    (folder / "nested/link.bin").symlink_to("../../blobs/2")
+    assert upload(client).code == 0
+    assert uploaded(hub.store) == tree(folder)
+    assert len(uploaded(hub.store)) == len(FILES) + len(names) + 4
+
+
+# --- the token, and where it comes from -----------------------------------------------------------
+
+SOURCES = ["--token", "MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN", "login"]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("blank", [None, " \n"])
+def test_token_comes_from_the_first_source_that_has_one(
+    client: Client, store: Store, hub: Hub, token: str, source: str, blank: str | None
+) -> None:
+    """Sources before this one are blank or unset, those after it hold the token of another."""
+    tokens = dict.fromkeys(SOURCES, blank) | {source: token}
+    tokens |= dict.fromkeys(SOURCES[SOURCES.index(source) + 1 :], store.add_user("bob"))
+    assert client.run("modelscope", "login", "--token", tokens.pop("login")).code == 0
+    hub.log.clear()
+    option = tokens.pop("--token")
+    result = upload(client, *([] if option is None else ["--token", option]), **tokens)
+    succeeded(result)
+    assert {request.token for request in hub.log} == {token}
+    assert warnings(result) == ([NO_TOKEN] if source == "login" else [])
+    assert uploaded(store) == FILES
+
+
+def test_without_a_token_it_warns_tries_and_hints(client: Client, store: Store, hub: Hub) -> None:
+    result = upload(client, MODELSCOPE_API_TOKEN=None, **ONCE)
+    failed(result, "ERROR: 上传失败：")
+    assert warnings(result) == [NO_TOKEN]
+    assert result.err.splitlines()[-1] == HINT
+    assert hub.requests("batch")
+    assert uploaded(store) == {}
+
+
+@pytest.mark.parametrize(
+    ("env", "cause"), [(REJECTED, "AuthenticationError('"), (DOWN, "NetworkError('")]
+)
+def test_failed_login_is_a_failure(client: Client, hub: Hub, env: dict, cause: str) -> None:
+    result = upload(client, **env)
+    failed(result, f"ERROR: 上传失败：{cause}")
+    assert HINT not in result.err
+    assert nothing_sent(hub)
+
+
+# --- the folder is only read, the hub holds all of it, and the repo is never created --------------
+
+
+def traits(folder: Path) -> list[tuple[object, ...]]:
+    stats = {path: path.lstat() for path in [folder, *sorted(folder.rglob("*"))]}
+    return [(p, s.st_mode, s.st_size, s.st_mtime_ns, s.st_ino) for p, s in stats.items()]
+
+
+@posix_only
+@pytest.mark.parametrize("mode", [0o755, 0o555])
+@pytest.mark.parametrize("code", [0, 1])
+def test_folder_is_only_read(client: Client, hub: Hub, folder: Path, mode: int, code: int) -> None:
+    if code:
+        hub.always("commit", status(403))
+    for path in (folder / "nested", folder):
+        path.chmod(mode)
+    before = traits(folder)
+    result = upload_by(client, *BOUND_BY_MODES)
+    assert result.code == code, result
+    assert uploaded(hub.store) == ({} if code else FILES)
+    assert traits(folder) == before
+
+
+def test_same_folder_again_sends_nothing(client: Client, hub: Hub) -> None:
+    hub.store.add(MODEL, FILES)
+    succeeded(upload(client))
+    assert nothing_sent(hub)
+
+
+def test_only_what_was_lost_or_changed_is_sent(client: Client, hub: Hub, repo: Model) -> None:
+    """Whatever the CLI has noted in the folder: lost there, changed there, changed here."""
+    assert client.run("modelscope", "upload", MODEL, "folder").code == 0
+    folder, files = client.work / "folder", repo.revisions["master"]
+    del hub.store.blobs[files.pop(BIG).sha256]
+    files["nested/vocab.txt"] = hub.store.keep(b"b\na\n")
+    before = (folder / "config.json").stat()
+    (folder / "config.json").write_bytes(FILES["config.json"].swapcase())
+    os.utime(folder / "config.json", ns=(before.st_atime_ns, before.st_mtime_ns))
+    hub.rules.refuse_unchanged = True
+    hub.log.clear()
+    assert upload(client).code == 0
+    expected = tree(folder)
+    assert expected.pop(".ms_upload_cache")
+    assert uploaded(hub.store) == expected
+    assert hub.received() == len(FILES[BIG])
+
+
+def test_change_is_sent_where_no_digest_is_listed(client: Client, hub: Hub, folder: Path) -> None:
+    hub.rules.no_digest = "small"
+    hub.store.add(MODEL, FILES)
+    lay(folder, {"nested/vocab.txt": b"b\na\n"})
+    assert upload(client).code == 0
+    assert uploaded(hub.store) == tree(folder)
+    assert hub.received() == 0
+
+
+@pytest.mark.parametrize(
+    ("count", "commits"), [(450, 1), pytest.param(900, 2, marks=pytest.mark.gate)]
+)
+def test_commit_limit_takes_three_runs(client: Client, hub: Hub, count: int, commits: int) -> None:
+    files = {f"{i % 7}/{i}.txt": str(i).encode() for i in range(count)}
+    lay(client.work / "many", files)
+    for code in (1, 1, 0):
+        hub.rules.commits = commits
+        result = upload(client, MODEL_DIR="many", **ONCE)
+        assert result.code == code, result
+        assert ("E1021" in result.err) == (code == 1)
+    assert uploaded(hub.store) == files
+
+
+def test_missing_repo_is_an_error_with_a_remedy(client: Client, hub: Hub, store: Store) -> None:
+    result = upload(client, "--repo-id", "alice/new")
+    failed(result, "上传失败：LookupError(", "alice/new")
+    assert nothing_sent(hub)
+    command = re.findall("modelscope create [^']+", result.err)
+    assert client.run(*shlex.split(command[0])).code == 0
+    assert store.models["alice/new"].private
+    assert upload(client, "--repo-id", "alice/new").code == 0
+    assert uploaded(store, "alice/new") == OWN_FILES | FILES
+
+
+@pytest.mark.parametrize("code", [404, 401, 500])
+def test_failed_probe_hinders_and_creates_nothing(client: Client, hub: Hub, code: int) -> None:
+    hub.always("info", status(code))
+    assert upload(client).code == 0
+    assert uploaded(hub.store) == FILES
+    failed(upload(client, "--repo-id", "alice/tpyo"), "上传失败：")
+    assert hub.requests("create") == []
+    assert hub.store.models.keys() == {MODEL}
+
+
+def test_new_repo_without_a_branch_is_fine(client: Client, store: Store) -> None:
+    store.create(MODEL, branch=False)
+    assert upload(client).code == 0
+    assert uploaded(store) == FILES
+
+
+@pytest.mark.parametrize("private", [True, False])
+def test_repo_of_another_fails(client: Client, store: Store, private: bool) -> None:
+    store.add("bob/model", private=private)
+    result = upload(client, "--repo-id", "bob/model")
+    failed(result, "上传失败：LookupError(" if private else "上传失败：")
+    assert uploaded(store, "bob/model") == {}
+
+
+# --- exit 0 is true -------------------------------------------------------------------------------
+
+STORED = answers({"Code": 200, "Success": True, "Data": {}})
+FALSE = {
+    "commit": [STORED, answers({"Code": 400, "Success": False, "Message": "rejected"})],
+    "blob": [STORED, status(500)],
+    "list": [lists_big(Sha256="0" * 64), lists_big(Size=7, Sha256="")],
+}
+
+
+@pytest.mark.parametrize("route", ["batch", "blob", "commit"])
+def test_throttling_that_passes_is_ridden_out(client: Client, hub: Hub, route: str) -> None:
+    hub.queue(route, status(429, Retry_After="1"))
+    succeeded(upload(client))
+    assert uploaded(hub.store) == FILES
+
+
+@pytest.mark.parametrize(("route", "fault"), [(r, f) for r in FALSE for f in FALSE[r]])
+def test_false_success_is_a_failure(client: Client, hub: Hub, route: str, fault: Fault) -> None:
+    hub.always(route, fault)
+    result = upload(client, **SOON)
+    failed(result, "上传失败：")
+    assert BIG in result.err
+
+
+def test_wrong_size_beside_the_right_digest_is_no_failure(client: Client, hub: Hub) -> None:
+    hub.always("list", lists_big(Size=7))
+    succeeded(upload(client))
+    assert uploaded(hub.store) == FILES
+
+
+def test_commit_against_the_policy_fails_with_the_cause(client: Client, hub: Hub) -> None:
+    hub.rules.refused = r"nested/.*"
+    result = upload(client, **ONCE)
+    failed(result, "上传失败：")
+    assert "commit rejected by repository policy" in result.err
+    assert "nested/vocab.txt" not in uploaded(hub.store)
+
+
+@pytest.mark.parametrize("lag", [{"lag": 1}, {"lag_seconds": 4}], ids=str)
+def test_list_that_lags_is_waited_for(client: Client, hub: Hub, lag: dict[str, int]) -> None:
+    vars(hub.rules).update(lag)
+    result = upload(client, MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS="30")
+    succeeded(result)
+    assert ("等待仓库的文件列表" in result.err) == ("lag_seconds" in lag)
+    assert len(hub.requests("commit")) == 1
+
+
+def test_list_that_cannot_be_read_afterwards_is_told(client: Client, hub: Hub) -> None:
+    hub.queue("list", passes)
+    hub.always("list", status(500))
+    result = upload(client)
+    failed(result, "已全部上传", "未核对", "再运行")
+    assert "上传失败" not in result.err
+    assert uploaded(hub.store) == FILES
+    hub.faults.clear()
+    hub.log.clear()
+    succeeded(upload(client))
+    assert nothing_sent(hub)
+
+
+@pytest.mark.parametrize("name", ["config.json", BIG])
+@pytest.mark.parametrize("content", [None, b"z" * 23, bytes(2_560_000)])
+def test_file_that_changes_meanwhile_is_no_false_success(
+    client: Client, hub: Hub, folder: Path, name: str, content: bytes | None
+) -> None:
+    """It changes after all files were hashed, before any is sent."""
+    path = folder / name
+    change = path.unlink if content is None else lambda: path.write_bytes(content)
+    hub.queue("batch", first(change))
+    if upload(client, **SOON).code == 0:
+        assert uploaded(hub.store) == tree(folder)
+
+
+def test_file_that_appears_late_stays_behind(client: Client, hub: Hub, folder: Path) -> None:
+    hub.queue("info", first(lambda: lay(folder, {"new.bin": b"new", "nested/.env": b"secret"})))
+    succeeded(upload(client))
+    assert uploaded(hub.store) == FILES
+
+
+@posix_only
+def test_terminal_shows_one_bar_that_moves_within_a_file(client: Client, hub: Hub) -> None:
+    """It never passes 100 %, also where a blob is sent twice."""
+    lay(client.work / "folder", {BIG: FILES[BIG] * 5})
+    hub.rate = 4_000_000
+    hub.queue("blob", status(500))
+    terminal = ["sh", "-c", 'stty cols 100 rows 30 && exec "$@"', "sh"]
+    result = upload_by(client, *PTY, *terminal)
+    assert result.code == 0, result
+    bars = [int(percent) for percent in re.findall(r"Total: +(\d+)%", result.out)]
+    assert result.out.count("%|") == len(bars)
+    assert len({percent for percent in bars if 20 < percent < 100}) > 2
+    assert bars == sorted(bars)
+    assert bars[-1] == 100
+
+
+@pytest.mark.gate
+@pytest.mark.parametrize("wrapper", [(), PTY], ids=["log", "terminal of no size"])
+def test_log_moves_within_a_file(client: Client, hub: Hub, wrapper: tuple[str, ...]) -> None:
+    lay(client.work / "folder", {BIG: FILES[BIG] * 5})
+    hub.rate = 600_000
+    result = upload_by(client, *wrapper)
+    assert result.code == 0
+    lines = [line for line in (result.out + result.err).splitlines() if "%|" in line]
+    assert len(lines) == 2
+    assert all(re.match(r"Total: +\d\d%\|.*\[00:[12]\d<.*B/s\]$", line) for line in lines)
