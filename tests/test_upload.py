@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub import Fault, Hub, Store
-from tests.hub.faults import answers, first, passes, status
+from tests.hub.faults import answers, first, passes, refuse, status
 from tests.hub.store import OWN_FILES, Model
 from tests.support.cases import BIG, FILES, MODEL, lists_big, upload, uploaded
 from tests.support.client import ROOT, Client, Result, lay, tree
@@ -170,9 +170,10 @@ def test_caches_stay_behind_silently(client: Client, store: Store, folder: Path)
 @posix_only
 def test_secrets_stay_behind_and_are_named(client: Client, hub: Hub, folder: Path) -> None:
     names = [".env", ".Env.local", ".NETRC", ".git-credentials", "Key.PEM", "id_rsa", "ID_RSA.pub"]
-    names += ["id_ed25519", "model.safetensors.incomplete", "._config.json"]
+    names += ["id_ed25519", "._config.json"]
+    names += ["m.bin.incomplete", "m.bin.parallel_tmp", "m.bin_25165824_50331647"]
     names += [f"nested/{name}" for name in names]
-    lookalikes = dict.fromkeys(["environment.yml", "my.env", "pem.txt", "x_id_rsa"], b"fine")
+    lookalikes = dict.fromkeys(["environment.yml", "my.env", "x_id_rsa", "run.2024_01_15"], b"fine")
     lay(folder, dict.fromkeys(names, b"secret") | lookalikes)
     os.mkfifo(folder / "pipe")
     (folder / "device").symlink_to(os.devnull)
@@ -217,7 +218,7 @@ def test_odd_names_links_and_empty_files_go_up(client: Client, hub: Hub, folder:
     names = ["模型 [1] 100%.txt", "-dash", "a+b&c=d#e;f'", ".hidden", "a..b", "[a]/{b}/c d.bin"]
     names += ["*", "a?b", 'quote".txt', "back\\slash", "new\nline"]
     lay(
-        folder, {n: n.encode() for n in names} | {"empty.txt": b"", "nested/empty.safetensors": b""}
+        folder, dict.fromkeys(names, b"odd") | dict.fromkeys(["empty.txt", "nested/empty.bin"], b"")
     )
     blobs = lay(client.work / "blobs", {"1": b"one", "2": bytes(100_000)})
     (folder / "link.txt").symlink_to(blobs / "1")
@@ -350,9 +351,9 @@ def test_missing_repo_is_an_error_with_a_remedy(client: Client, hub: Hub, store:
     assert uploaded(store, "alice/new") == OWN_FILES | FILES
 
 
-@pytest.mark.parametrize("code", [404, 401, 500])
-def test_failed_probe_hinders_and_creates_nothing(client: Client, hub: Hub, code: int) -> None:
-    hub.always("info", status(code))
+@pytest.mark.parametrize("fault", [status(404), status(401), status(500), refuse])
+def test_failed_probe_hinders_and_creates_nothing(client: Client, hub: Hub, fault: Fault) -> None:
+    hub.always("info", fault)
     assert upload(client).code == 0
     assert uploaded(hub.store) == FILES
     failed(upload(client, "--repo-id", "alice/tpyo"), "上传失败：")

@@ -1,0 +1,220 @@
+"""What is never shown and never sent where it doesn't belong: tokens, passwords, signatures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.hub import Hub, Store
+from tests.hub.faults import first, status
+from tests.support.cases import BIG, FILES, MODEL, download, snapshot, upload, uploaded
+from tests.support.client import Client, Result, lay, tree
+
+Run = Callable[..., Result]
+STEPS = {
+    download: ("login", "me", "list", "file"),
+    upload: ("login", "me", "list", "batch", "blob", "commit"),
+}
+SOON = {  # fail, where the SDK would go on waiting or trying
+    "MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS": "1",
+    "MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS": "1",
+}
+LOGIN = "me:pa55:w%40rd"
+both = pytest.mark.parametrize("run", [download, upload])
+
+
+@pytest.fixture(autouse=True)
+def model(store: Store, folder: Path) -> None:
+    """A private model, empty for now, and a folder to upload to it."""
+    store.add(MODEL, private=True)
+
+
+def unseen(result: Result, *secrets: str) -> None:
+    """Assert that no stream shows a secret, nor a traceback."""
+    for text in ("Traceback", *secrets):
+        assert text not in result.out, result
+        assert text not in result.err, result
+
+
+# --- the token is not shown -----------------------------------------------------------------------
+
+
+@both
+def test_help_shows_no_token(client: Client, run: Run, token: str) -> None:
+    result = run(client, "--help", MODELSCOPE_TOKEN=token)
+    assert result.code == 0
+    unseen(result, token)
+
+
+@both
+@pytest.mark.parametrize("option", ["--tokne {}", "--token{}", "-x={} {}"])
+def test_usage_error_shows_nothing_that_was_typed(client: Client, run: Run, option: str) -> None:
+    result = run(client, *option.replace("{}", "ms-5ecre7").split())
+    assert result.code == 1
+    unseen(result, "5ecre7")
+
+
+@pytest.mark.parametrize(("run", "route"), [(run, route) for run in STEPS for route in STEPS[run]])
+def test_token_in_the_answer_of_any_step_is_not_shown(
+    client: Client, store: Store, hub: Hub, run: Run, route: str
+) -> None:
+    """Such an answer holds what was sent: headers, and a body, in which JSON has escaped it."""
+    store.add(MODEL, FILES if run is download else {})
+    token = 'ms-5ec\\re7"5ecre7'
+    store.users[token] = "alice"
+    hub.always(route, status(400, f"refused: Bearer {token} {json.dumps(token)} {token!r}"))
+    result = run(client, MODELSCOPE_API_TOKEN=token, MODELSCOPE_LOG_LEVEL="10", **SOON)
+    assert result.code == 1
+    assert "refused: Bearer ***" in result.out + result.err
+    unseen(result, "5ec", "re7")
+
+
+@both
+@pytest.mark.parametrize("token", ["ms-5ec\nre7", "ms-5ecré7"])
+def test_token_that_cannot_be_one_is_refused_unseen(
+    client: Client, hub: Hub, run: Run, token: str
+) -> None:
+    result = run(client, "--token", token)
+    assert result.code == 1
+    assert "ValueError(" in result.out + result.err
+    unseen(result, "5ec", "re7")
+    assert hub.log == []
+
+
+@both
+def test_quotes_and_a_new_line_around_a_token_go(
+    client: Client, store: Store, hub: Hub, run: Run, token: str
+) -> None:
+    store.add(MODEL, FILES)
+    result = run(client, MODELSCOPE_API_TOKEN=f'"{token}"\r\n')
+    assert result.code == 0, result
+    assert {request.token for request in hub.requests("list")} == {token}
+
+
+@both
+def test_blank_variable_hides_no_stored_login_and_that_is_not_shown(
+    client: Client, store: Store, hub: Hub, run: Run, token: str
+) -> None:
+    store.add(MODEL, FILES)
+    assert client.run("modelscope", "login", "--token", token).code == 0
+    blank = {"MODELSCOPE_API_TOKEN": " ", "MODELSCOPE_TOKEN": ""}
+    assert run(client, **blank).code == 0
+    lay(client.work / "folder", {"new.bin": b"new"})
+    hub.always("file" if run is download else "commit", status(403, f"refused: {token}"))
+    result = run(client, *(["--cache_dir", "2"] if run is download else []), **blank)
+    assert "refused: ***" in result.out + result.err
+    unseen(result, token)
+
+
+@both
+def test_token_that_another_overrules_is_not_shown(client: Client, run: Run, token: str) -> None:
+    name = {download: "--model_name", upload: "--repo-id"}[run]
+    options = [name, "alice/ms-0ther", "--token", token]
+    result = run(client, *options, MODELSCOPE_API_TOKEN="ms-0ther")
+    assert "alice/***" in result.out
+    unseen(result, "0ther")
+
+
+# --- nor are passwords and signatures -------------------------------------------------------------
+
+
+@both
+def test_password_in_the_address_of_the_hub_is_not_shown(
+    client: Client, store: Store, hub: Hub, run: Run
+) -> None:
+    store.models[MODEL].private = False
+    if run is download:
+        store.add(MODEL, FILES)
+        hub.always("file", status(500), file="config.json")
+    result = run(client, MODELSCOPE_ENDPOINT=hub.url.replace("://", f"://{LOGIN}@"), **SOON)
+    assert result.code == 1
+    assert "http://***@127.0.0.1:" in result.err
+    unseen(result, "pa55", "w%40rd", "w@rd")
+
+
+@both
+@pytest.mark.parametrize("answer", [True, False])
+def test_password_in_the_address_of_a_proxy_is_not_shown(
+    client: Client, hub: Hub, run: Run, token: str, answer: bool
+) -> None:
+    proxy = f"http://{LOGIN}@127.0.0.1:9"
+    if answer:
+        proxy = hub.url.replace("://", f"://{LOGIN}@")
+        hub.always("login", status(400, f"{proxy} does not let you pass"))
+    result = run(client, HTTP_PROXY=proxy, MODELSCOPE_LOG_LEVEL="10")
+    assert result.code == 1
+    assert ("does not let you pass" in result.out + result.err) == answer
+    unseen(result, "pa55", "w%40rd", "w@rd", token)
+
+
+def test_signature_of_an_address_is_not_shown(
+    client: Client, store: Store, hub: Hub, token: str
+) -> None:
+    store.add(MODEL, FILES)
+    hub.always("file", first(hub.expire), file=BIG)
+    result = download(client, MODELSCOPE_LOG_LEVEL="10")
+    assert result.code == 1
+    assert "/prod/lfs-objects/" in result.out + result.err
+    unseen(result, *hub.signed, token)
+
+
+# --- and each goes only where it belongs ----------------------------------------------------------
+
+
+def test_token_is_not_sent_to_the_storage(
+    client: Client, store: Store, hub: Hub, token: str
+) -> None:
+    store.add(MODEL, FILES, private=True)
+    assert download(client).code == 0
+    assert tree(snapshot(client.work)) == FILES
+    assert any(request.host == "storage" for request in hub.log)
+    assert not any(r.token or "Cookie" in r.headers for r in hub.log if r.host == "storage")
+
+
+@both
+def test_netrc_does_not_replace_the_token(
+    client: Client, store: Store, hub: Hub, run: Run, token: str
+) -> None:
+    store.add(MODEL, FILES)
+    lay(client.home, {".netrc": b"machine 127.0.0.1 login git password x\n"})
+    assert run(client).code == 0
+    assert {request.token for request in hub.log if request.token} == {token}
+
+
+@pytest.mark.parametrize(
+    ("home", "model_dir"),
+    [
+        ("folder", "folder"),
+        ("folder/nested", "folder"),
+        ("folder/odd [x]*", "folder"),
+        (".", "folder"),
+        ("link/nested", "folder"),
+        ("folder", "link"),
+        ("folder", "folder/nested/.."),
+        ("other", "folder"),
+    ],
+)
+def test_login_of_this_machine_never_goes_up(
+    client: Client, store: Store, folder: Path, token: str, home: str, model_dir: str
+) -> None:
+    (client.work / "link").symlink_to("folder")
+    credentials = client.work / home / "credentials"
+    login = {"MODELSCOPE_HOME": str(client.work / home)}
+    assert client.run("modelscope", "login", "--token", token, **login).code == 0
+    (folder / "linked").symlink_to(credentials / "session")
+    result = upload(client, MODEL_DIR=model_dir, **login)
+    assert result.code == 0, result
+    assert uploaded(store) == FILES
+    assert "'linked'" in result.err
+
+
+def test_login_that_a_run_with_another_home_left_in_the_folder_never_goes_up(
+    client: Client, store: Store, folder: Path, token: str
+) -> None:
+    home = str(folder / "nested/home")
+    assert client.run("modelscope", "login", "--token", token, MODELSCOPE_HOME=home).code == 0
+    assert upload(client).code == 0
+    assert uploaded(store) == FILES
