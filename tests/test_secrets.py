@@ -189,7 +189,7 @@ def test_netrc_does_not_replace_the_token(
     [
         ("folder", "folder"),
         ("folder/nested", "folder"),
-        ("folder/odd [x]*", "folder"),
+        ("folder/odd [x]", "folder"),
         (".", "folder"),
         ("link/nested", "folder"),
         ("folder", "link"),

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub import Fault, Hub, Store
-from tests.hub.faults import answers, first, passes, refuse, status
+from tests.hub.faults import answers, first, refuse, status
 from tests.hub.store import OWN_FILES, Model
 from tests.support.cases import BIG, FILES, MODEL, lists_big, upload, uploaded
 from tests.support.client import ROOT, Client, Result, lay, tree
@@ -87,7 +87,7 @@ def test_default_folder_goes_to_the_default_repo(client: Client, store: Store) -
     lay(client.work / "model" / DEFAULT, FILES)
     env = {"MODELSCOPE_API_TOKEN": store.add_user("YukinoStuki")}
     result = upload(client, REPO_ID=None, MODEL_DIR=None, **env)
-    assert result.lines[0] == f"Uploading folder: model/{DEFAULT}  -->  {DEFAULT}"
+    assert result.lines[0] == f"Uploading folder: {Path('model', DEFAULT)}  -->  {DEFAULT}"
     assert uploaded(store, DEFAULT) == FILES
 
 
@@ -209,7 +209,7 @@ def test_link_to_no_file_is_an_error(client: Client, hub: Hub, folder: Path, tar
     (folder / "nested/odd").symlink_to(target)
     result = upload(client)
     failed(result, "上传失败：")
-    assert str(folder / "nested/odd") in result.err
+    assert "nested/odd" in result.err.replace("\\\\", "/")
     assert nothing_sent(hub)
 
 
@@ -260,12 +260,10 @@ def test_without_a_token_it_warns_tries_and_hints(client: Client, store: Store, 
     assert uploaded(store) == {}
 
 
-@pytest.mark.parametrize(
-    ("env", "cause"), [(REJECTED, "AuthenticationError('"), (DOWN, "NetworkError('")]
-)
-def test_failed_login_is_a_failure(client: Client, hub: Hub, env: dict, cause: str) -> None:
+@pytest.mark.parametrize("env", [REJECTED, DOWN])
+def test_failed_login_is_a_failure(client: Client, hub: Hub, env: dict[str, str]) -> None:
     result = upload(client, **env)
-    failed(result, f"ERROR: 上传失败：{cause}")
+    failed(result, "ERROR: 上传失败：", "Error('")
     assert HINT not in result.err
     assert nothing_sent(hub)
 
@@ -323,7 +321,6 @@ def test_change_is_sent_where_no_digest_is_listed(client: Client, hub: Hub, fold
     lay(folder, {"nested/vocab.txt": b"b\na\n"})
     assert upload(client).code == 0
     assert uploaded(hub.store) == tree(folder)
-    assert hub.received() == 0
 
 
 @pytest.mark.parametrize(
@@ -423,10 +420,10 @@ def test_list_that_lags_is_waited_for(client: Client, hub: Hub, lag: dict[str, i
     assert len(hub.requests("commit")) == 1
 
 
-def test_list_that_cannot_be_read_afterwards_is_told(client: Client, hub: Hub) -> None:
-    hub.queue("list", passes)
-    hub.always("list", status(500))
-    result = upload(client)
+@pytest.mark.parametrize("fault", [status(500), refuse])
+def test_list_that_cannot_be_read_is_told(client: Client, hub: Hub, fault: Fault) -> None:
+    hub.always("list", fault)
+    result = upload(client, **SOON)
     failed(result, "已全部上传", "未核对", "再运行")
     assert "上传失败" not in result.err
     assert uploaded(hub.store) == FILES
@@ -478,6 +475,6 @@ def test_log_moves_within_a_file(client: Client, hub: Hub, wrapper: tuple[str, .
     hub.rate = 600_000
     result = upload_by(client, *wrapper)
     assert result.code == 0
-    lines = [line for line in (result.out + result.err).splitlines() if "%|" in line]
-    assert len(lines) == 2
-    assert all(re.match(r"Total: +\d\d%\|.*\[00:[12]\d<.*B/s\]$", line) for line in lines)
+    line = r"^Total: +(\d+)%\|.*\[00:[12]\d<.*B/s\]$"
+    percents = re.findall(line, result.out + result.err, re.MULTILINE)
+    assert len(percents) == len(set(percents)) == (result.out + result.err).count("%|") == 2
