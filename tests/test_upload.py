@@ -160,7 +160,7 @@ def test_missing_key_files_are_a_warning(client: Client, hub: Hub, missing: list
 
 def test_caches_stay_behind_silently(client: Client, store: Store, folder: Path) -> None:
     names = [".git/HEAD", ".cache/x", ".modelscope/x/y", "._____temp/x", ".msc", ".mdl", ".mv"]
-    names += [".ms_upload_cache", ".ms_upload_progress"]
+    names += [".ms_upload_cache", ".ms_upload_progress", ".lock/x"]
     lay(folder, dict.fromkeys([*names, *(f"nested/deep/{name}" for name in names)], b"no model"))
     result = upload(client)
     assert (result.code, warnings(result)) == (0, [])
@@ -216,7 +216,7 @@ def test_link_to_no_file_is_an_error(client: Client, hub: Hub, folder: Path, tar
 @posix_only
 def test_odd_names_links_and_empty_files_go_up(client: Client, hub: Hub, folder: Path) -> None:
     names = ["模型 [1] 100%.txt", "-dash", "a+b&c=d#e;f'", ".hidden", "a..b", "[a]/{b}/c d.bin"]
-    names += ["*", "a?b", 'quote".txt', "back\\slash", "new\nline"]
+    names += ["a*b", "a?b", 'quote".txt', "back\\slash", "new\nline"]
     lay(
         folder, dict.fromkeys(names, b"odd") | dict.fromkeys(["empty.txt", "nested/empty.bin"], b"")
     )
@@ -225,7 +225,6 @@ def test_odd_names_links_and_empty_files_go_up(client: Client, hub: Hub, folder:
     (folder / "nested/link.bin").symlink_to("../../blobs/2")
     assert upload(client).code == 0
     assert uploaded(hub.store) == tree(folder)
-    assert len(uploaded(hub.store)) == len(FILES) + len(names) + 4
 
 
 # --- the token, and where it comes from -----------------------------------------------------------
@@ -251,13 +250,12 @@ def test_token_comes_from_the_first_source_that_has_one(
     assert uploaded(store) == FILES
 
 
-def test_without_a_token_it_warns_tries_and_hints(client: Client, store: Store, hub: Hub) -> None:
+def test_without_a_token_it_warns_tries_and_hints(client: Client, hub: Hub) -> None:
     result = upload(client, MODELSCOPE_API_TOKEN=None, **ONCE)
     failed(result, "ERROR: 上传失败：")
     assert warnings(result) == [NO_TOKEN]
     assert result.err.splitlines()[-1] == HINT
     assert hub.requests("batch")
-    assert uploaded(store) == {}
 
 
 @pytest.mark.parametrize("env", [REJECTED, DOWN])
@@ -408,7 +406,6 @@ def test_commit_against_the_policy_fails_with_the_cause(client: Client, hub: Hub
     result = upload(client, **ONCE)
     failed(result, "上传失败：")
     assert "commit rejected by repository policy" in result.err
-    assert "nested/vocab.txt" not in uploaded(hub.store)
 
 
 @pytest.mark.parametrize("lag", [{"lag": 1}, {"lag_seconds": 4}], ids=str)
@@ -446,23 +443,26 @@ def test_file_that_changes_meanwhile_is_no_false_success(
         assert uploaded(hub.store) == tree(folder)
 
 
-def test_file_that_appears_late_stays_behind(client: Client, hub: Hub, folder: Path) -> None:
-    hub.queue("info", first(lambda: lay(folder, {"new.bin": b"new", "nested/.env": b"secret"})))
-    succeeded(upload(client))
+def test_change_after_the_check_does_not_matter(client: Client, hub: Hub, folder: Path) -> None:
+    """Files appear, and the link to the folder comes to lead elsewhere."""
+    link = client.work / "link"
+    link.symlink_to("folder")
+    hub.queue("info", first(lambda: (link.unlink(), link.symlink_to("nowhere"))))
+    hub.queue("list", first(lambda: lay(folder, {"new.bin": b"new", "nested/.env": b"secret"})))
+    succeeded(upload(client, MODEL_DIR="link"), "link")
     assert uploaded(hub.store) == FILES
 
 
 @posix_only
 def test_terminal_shows_one_bar_that_moves_within_a_file(client: Client, hub: Hub) -> None:
-    """It never passes 100 %, also where a blob is sent twice."""
     lay(client.work / "folder", {BIG: FILES[BIG] * 5})
     hub.rate = 4_000_000
-    hub.queue("blob", status(500))
+    hub.queue("blob", status(500))  # it is sent twice, yet counts no more than 100 %
     terminal = ["sh", "-c", 'stty cols 100 rows 30 && exec "$@"', "sh"]
     result = upload_by(client, *PTY, *terminal)
     assert result.code == 0, result
     bars = [int(percent) for percent in re.findall(r"Total: +(\d+)%", result.out)]
-    assert result.out.count("%|") == len(bars)
+    assert result.out.count("/s]") == len(bars)
     assert len({percent for percent in bars if 20 < percent < 100}) > 2
     assert bars == sorted(bars)
     assert bars[-1] == 100
