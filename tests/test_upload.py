@@ -25,8 +25,7 @@ UNUSABLE["REPO_ID"] = ["", " \r\n", "model", "/model", "a/b/c"]
 DONE = ["Uploading folder: {}  -->  " + MODEL, "Upload finished."]
 SOON = {"MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS": "1"}  # how long the list is waited for
 ONCE = {"MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS": "1"}  # a refusal that stays is soon told
-REJECTED = {"MODELSCOPE_API_TOKEN": "ms-wrong"}
-DOWN = {"MODELSCOPE_ENDPOINT": "http://127.0.0.1:9"}
+NOT_FOUND = status(404)
 PTY = (sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)")
 BOUND_BY_MODES: tuple[str, ...] = ()  # words before a command; root has to give a right up
 if sys.platform == "linux" and os.geteuid() == 0:
@@ -187,8 +186,7 @@ def test_secrets_stay_behind_and_are_named(client: Client, hub: Hub, folder: Pat
 @pytest.mark.parametrize("names", [[], [".env", "nested/x.incomplete"]])
 def test_nothing_to_upload_is_an_error(client: Client, hub: Hub, names: list[str]) -> None:
     lay(client.work / "adapter", dict.fromkeys(names, b"")).mkdir(exist_ok=True)
-    result = upload(client, MODEL_DIR="adapter")
-    failed(result, "上传失败：ValueError(", "adapter", *names)
+    failed(upload(client, MODEL_DIR="adapter"), "上传失败：ValueError(", "adapter", *names)
     assert nothing_sent(hub)
 
 
@@ -258,9 +256,9 @@ def test_without_a_token_it_warns_tries_and_hints(client: Client, hub: Hub) -> N
     assert hub.requests("batch")
 
 
-@pytest.mark.parametrize("env", [REJECTED, DOWN])
-def test_failed_login_is_a_failure(client: Client, hub: Hub, env: dict[str, str]) -> None:
-    result = upload(client, **env)
+@pytest.mark.parametrize("name", ["MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT"])
+def test_failed_login_is_a_failure(client: Client, hub: Hub, name: str) -> None:
+    result = upload(client, **{name: "127.0.0.1:9"})  # neither a token nor a hub
     failed(result, "ERROR: 上传失败：", "Error('")
     assert HINT not in result.err
     assert nothing_sent(hub)
@@ -346,9 +344,11 @@ def test_missing_repo_is_an_error_with_a_remedy(client: Client, hub: Hub, store:
     assert uploaded(store, "alice/new") == OWN_FILES | FILES
 
 
-@pytest.mark.parametrize("fault", [status(404), status(401), status(500), refuse])
+@pytest.mark.parametrize("fault", [NOT_FOUND, status(401), status(500), refuse])
 def test_failed_probe_hinders_and_creates_nothing(client: Client, hub: Hub, fault: Fault) -> None:
     hub.always("info", fault)
+    if fault is NOT_FOUND:  # the SDK asks twice
+        hub.always("legacy_info", fault)
     assert upload(client).code == 0
     assert uploaded(hub.store) == FILES
     failed(upload(client, "--repo-id", "alice/tpyo"), "上传失败：")
