@@ -1,0 +1,240 @@
+"""What others have recorded of the real hub, met by both scripts; `README.md` has the sources."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.hub import Fault, Hub, Store
+from tests.hub.faults import answers, first, short, status
+from tests.hub.store import OWN_FILES
+from tests.support.cases import BIG, FILES, MODEL, download, snapshot, upload, uploaded
+from tests.support.client import PARTS, Client, Result, lay, tree
+from tests.support.real_hub import STORAGE, UPLOADS, RealHub
+
+SIZE = sum(map(len, FILES.values()))
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+ENVELOPE = {"Code": 10990101004, "Success": False, "Message": "获取模型目录树失败", "Data": None}
+Env = dict[str, str]
+in_both_ways = pytest.mark.parametrize("env", [{}, PARTS], ids=["stream", "parts"])
+
+
+def assert_downloaded(client: Client, result: Result, files: dict[str, bytes] = FILES) -> None:
+    assert result.code == 0, result
+    assert tree(snapshot(client.work)) == files
+
+
+def assert_uploaded(store: Store, result: Result, files: dict[str, bytes] = FILES) -> None:
+    assert result.code == 0, result
+    assert uploaded(store) == files
+
+
+def assert_failed(result: Result, *words: str) -> None:
+    text = result.out + result.err
+    assert (result.code, "Traceback" in text) == (1, False), result
+    assert [word for word in words if word not in text] == [], result
+
+
+# --- at its real names ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("site", ["cn", "ai"])
+def test_model_is_found_on_the_site_that_has_it(real: RealHub, site: str) -> None:
+    home, other = (real.cn, real.ai) if site == "cn" else (real.ai, real.cn)
+    home.store.add(MODEL, FILES)
+    assert_downloaded(real.client, download(real.client))
+    assert (home.sent(), other.sent()) == (SIZE, 0)
+    assert real.token_hosts() == set()
+
+
+@pytest.mark.parametrize("code", [401, 500, 503])
+def test_probe_for_the_site_that_fails_ends_no_download(real: RealHub, code: int) -> None:
+    real.cn.store.add(MODEL, FILES)
+    real.cn.always("info", status(code))
+    assert_downloaded(real.client, download(real.client))
+    assert real.ai.requests("list") == []
+
+
+def test_revoked_login_keeps_only_a_private_model_from_coming(real: RealHub) -> None:
+    model, token = real.cn.store.add(MODEL, FILES), real.cn.store.add_user("alice")
+    assert real.client.run("modelscope", "login", "--token", token).code == 0
+    real.cn.store.users.clear()
+    assert_downloaded(real.client, download(real.client))
+    model.private = True
+    assert_failed(download(real.client), "Model download FAILED: ", "no access", "--token")
+
+
+def test_token_in_a_header_stays_away_from_the_storage_host(real: RealHub) -> None:
+    real.cn.store.add(MODEL, FILES, private=True)
+    result = download(real.client, "--token", real.cn.store.add_user("alice"))
+    assert_downloaded(real.client, result)
+    stored = [request for request in real.cn.log if request.host == "storage"]
+    assert {(r.headers["Host"], r.headers["Authorization"]) for r in stored} == {(STORAGE, None)}
+
+
+@pytest.mark.parametrize("code", [200, 403, 500])
+def test_upload_gives_the_token_to_its_two_hosts_whatever_the_probe_says(
+    real: RealHub, code: int
+) -> None:
+    real.cn.store.add(MODEL)
+    lay(real.client.work / "folder", FILES)
+    if code != 200:
+        real.cn.always("info", status(code))
+    result = upload(real.client, "--token", real.cn.store.add_user("alice"))
+    assert_uploaded(real.cn.store, result)
+    assert {blob.headers["Host"] for blob in real.cn.requests("blob")} == {UPLOADS}
+    assert real.token_hosts() == {"modelscope.cn", UPLOADS}
+    assert real.ai.log == real.cn.requests("create") == []
+
+
+@pytest.mark.parametrize(("code", "words"), [(200, f"仓库 {MODEL} 不存在"), (500, "上传失败：")])
+def test_repo_that_neither_site_has_is_not_created(real: RealHub, code: int, words: str) -> None:
+    lay(real.client.work / "folder", {"config.json": b"{}"})
+    if code != 200:
+        real.cn.always("info", status(code))
+    result = upload(real.client, "--token", real.cn.store.add_user("alice"))
+    assert_failed(result, words)
+    assert real.cn.store.models == real.ai.store.models == {}
+
+
+# --- its list and its files -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("envelope", [False, True], ids=["404", "200"])
+def test_error_of_the_list_has_its_meaning_in_either_form(
+    client: Client, store: Store, hub: Hub, envelope: bool
+) -> None:
+    hub.rules.envelope = envelope
+    store.add(MODEL, FILES)
+    store.add("alice/private", FILES, private=True)
+    unknown = "does not exist, or is private and needs a token"
+    for option, value, words in (
+        ("--revision", "main", "no revision 'main', but ['master']"),
+        ("--revision", COMMIT, COMMIT),  # whose list is only empty
+        ("--model_name", "alice/private", f"alice/private {unknown}"),
+        ("--model_name", "alice/none", f"alice/none {unknown}"),
+    ):
+        assert_failed(download(client, option, value), "Model download FAILED: ", words)
+    assert hub.requests("file") == []
+
+
+@pytest.mark.parametrize("form", [status(404), answers(ENVELOPE)], ids=["404", "200"])
+@pytest.mark.parametrize("revision", ["master", COMMIT])
+def test_list_that_cannot_be_read_once_is_read_again(
+    client: Client, store: Store, hub: Hub, revision: str, form: Fault
+) -> None:
+    store.add(MODEL, FILES, revision=revision)
+    hub.queue("list", form)
+    result = download(client, "--revision", revision)
+    assert result.code == 0, result
+    assert tree(snapshot(client.work, revision=revision)) == FILES
+    assert "trying once more" in result.err
+
+
+@pytest.mark.parametrize("which", ["empty", "small"])
+def test_file_without_a_digest_comes(client: Client, store: Store, hub: Hub, which: str) -> None:
+    files = FILES | {"nested/empty": b""}
+    store.add(MODEL, files)
+    hub.rules.no_digest = which
+    assert_downloaded(client, download(client), files)
+
+
+@in_both_ways
+@pytest.mark.usefixtures("model")
+def test_expired_address_is_asked_for_again(client: Client, hub: Hub, env: Env) -> None:
+    hub.queue("file", first(hub.expire), file=BIG)
+    assert_downloaded(client, download(client, **env))
+    assert 403 in {request.status for request in hub.requests("file", BIG)}
+    assert len(hub.requests("file", "config.json")) == 1
+
+
+@pytest.mark.usefixtures("model")
+def test_burst_of_500_is_ridden_out(client: Client, hub: Hub) -> None:
+    hub.queue("list", status(500))
+    hub.queue("file", status(500), file=BIG, times=4)  # more often than the SDK tries
+    assert_downloaded(client, download(client))
+
+
+@in_both_ways
+@pytest.mark.parametrize("partial", [True, False], ids=["206", "200"])
+@pytest.mark.usefixtures("model")
+def test_range_comes_with_either_code(client: Client, hub: Hub, env: Env, partial: bool) -> None:
+    hub.rules.partial = partial
+    hub.queue("file", short(100_000), file=BIG)
+    assert_downloaded(client, download(client, **env))
+    assert (hub.sent(), len(hub.requests("file", BIG))) == (SIZE, 4 if env else 2)
+
+
+# --- its commits ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def repo(store: Store, token: str, folder: Path) -> str:
+    """An empty repo whose owner is logged in, and a folder for it."""
+    return store.add(MODEL).id
+
+
+@pytest.mark.usefixtures("folder", "token")
+def test_own_files_of_a_new_repo_stay_and_come_along(client: Client, store: Store) -> None:
+    store.create(MODEL)
+    assert_uploaded(store, upload(client), OWN_FILES | FILES)
+    assert_downloaded(client, download(client), OWN_FILES | FILES)
+
+
+@pytest.mark.usefixtures("repo")
+def test_limit_of_commits_is_passed_by_another_run(client: Client, store: Store, hub: Hub) -> None:
+    setting = "MODELSCOPE_UPLOAD_COMMIT_"
+    env = {f"{setting}BATCH_MAX_OPERATIONS": "2", f"{setting}MAX_ATTEMPTS": "1"}
+    hub.rules.commits = 2
+    assert_failed(upload(client, **env), "Commit frequency limit exceeded")
+    hub.rules.commits = 2
+    assert_uploaded(store, upload(client, **env))
+    assert len(hub.requests("blob")) == 2
+
+
+@pytest.mark.usefixtures("repo")
+def test_throttled_and_late_commit_is_made_once(client: Client, store: Store, hub: Hub) -> None:
+    limit = status(429, "[E1021] Commit frequency limit exceeded", Retry_After="1")
+    hub.queue("commit", limit, status(429, "commit lock busy"))
+    hub.rules.lag = 2
+    assert_uploaded(store, upload(client, MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS="3"))
+    assert [request.status for request in hub.requests("commit")] == [429, 429, 200]
+
+
+@pytest.mark.usefixtures("repo")
+def test_unchanged_files_are_in_no_second_commit(client: Client, store: Store, hub: Hub) -> None:
+    hub.rules.refuse_unchanged = True
+    assert_uploaded(store, upload(client))
+    lay(client.work / "folder", {"config.json": b"changed"})
+    assert_uploaded(store, upload(client), FILES | {"config.json": b"changed"})
+
+
+@pytest.mark.parametrize(
+    ("user", "name", "words"),
+    [
+        ("", BIG, "user not logged in"),
+        ("bob", BIG, "no write permission to repository"),
+        ("bob", "config.json", "model not found"),
+    ],
+)
+@pytest.mark.usefixtures("repo")
+def test_refusal_of_a_stranger_is_shown(
+    client: Client, store: Store, user: str, name: str, words: str
+) -> None:
+    lay(client.work / "other", {name: FILES[name]})
+    token = store.add_user(user) if user else ""
+    result = upload(client, MODEL_DIR="other", MODELSCOPE_API_TOKEN=token)
+    assert_failed(result, "ERROR: 上传失败：", words)
+    assert ("请设置 MODELSCOPE_API_TOKEN 或使用 --token 后重试" in result.err) == (not token)
+    assert uploaded(store) == {}
+
+
+@pytest.mark.parametrize("script", [download, upload])
+@pytest.mark.usefixtures("repo")
+def test_token_that_the_hub_does_not_know_fails_at_the_login(
+    client: Client, hub: Hub, script: Callable[..., Result]
+) -> None:
+    assert_failed(script(client, MODELSCOPE_API_TOKEN="ms-wrong"), "invalid or expired")
+    assert {request.route for request in hub.log} == {"login", "me"}

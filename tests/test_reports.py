@@ -1,0 +1,253 @@
+"""Cases after public bug reports, each named in its test: a plainer script meets them too."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+
+import pytest
+
+from tests.hub import Hub, Store
+from tests.hub.faults import Answer, Response, corrupt, first, status
+from tests.support.cases import BIG, FILES, MODEL, download, lists_big, snapshot, upload, uploaded
+from tests.support.client import PARTS, ROOT, Client, Result, lay, tree
+
+SIZE = sum(map(len, FILES.values()))
+REPO = "alice/new"
+linux = pytest.mark.skipif(sys.platform != "linux", reason="imitates file systems of Linux")
+
+
+def assert_downloaded(client: Client, result: Result, files: dict[str, bytes] = FILES) -> None:
+    assert result.code == 0, result
+    assert tree(snapshot(client.work)) == files
+
+
+def assert_failed(result: Result, *words: str) -> None:
+    assert result.code == 1, result
+    assert [word for word in words if word not in result.out + result.err] == [], result
+    assert "Traceback" not in result.out + result.err
+
+
+def both(client: Client, store: Store, **env: str | None) -> None:
+    """Download a private model and upload a folder to a new repo, with a token of their owner."""
+    store.add(MODEL, FILES, private=True)
+    store.add(REPO)
+    assert_downloaded(client, download(client, **env))
+    result = upload(client, REPO_ID=REPO, **env)
+    assert result.code == 0, result
+    assert uploaded(store, REPO) == FILES
+
+
+def patch(client: Client, code: str) -> dict[str, str]:
+    """Let Python run some code at its start."""
+    lay(client.work / "path", {"sitecustomize.py": code.encode()})
+    return {"PYTHONPATH": str(client.work / "path")}
+
+
+# --- tokens and homes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ['"{}"', "'{}'"])
+@pytest.mark.usefixtures("folder")
+def test_token_in_the_quotes_of_an_env_file_works(
+    client: Client, store: Store, token: str, form: str
+) -> None:
+    """moby/moby#46773: `docker run --env-file` keeps the quotes around a value."""
+    both(client, store, MODELSCOPE_API_TOKEN=form.format(token))
+
+
+@pytest.mark.usefixtures("folder")
+def test_token_with_a_newline_works(client: Client, store: Store, token: str) -> None:
+    """1Password/connect-sdk-go#73: a secret made of a file ends with the file's newline."""
+    both(client, store, MODELSCOPE_API_TOKEN=f"{token}\r\n")
+
+
+@pytest.mark.usefixtures("folder", "token")
+def test_netrc_does_not_replace_the_token(client: Client, store: Store, hub: Hub) -> None:
+    """huggingface/huggingface_hub#2765: `requests` prefers a login of ~/.netrc to a token."""
+    (client.home / ".netrc").write_text("machine 127.0.0.1 login alice password wrong\n")
+    both(client, store)
+    assert not any(str(r.headers.get("Authorization")).startswith("Basic") for r in hub.log)
+
+
+def test_model_folder_below_the_home_of_the_sdk_goes_up(
+    client: Client, store: Store, token: str
+) -> None:
+    """kubeflow/mcp-server#33: the home can't be written, and there is one volume for all."""
+    lay(client.work, {"home": b"a file, so that no rights help"})
+    lay(client.work / "volume/models/mine", FILES)
+    env = {"MODELSCOPE_HOME": "volume", "MODELSCOPE_CACHE": "volume/cache", "HOME": "home"}
+    assert client.run("modelscope", "login", "--token", token, **env).code == 0
+    store.add(REPO)
+    env["MODELSCOPE_API_TOKEN"] = ""
+    result = upload(client, REPO_ID=REPO, MODEL_DIR="volume/models/mine", **env)
+    assert result.code == 0, result
+    assert uploaded(store, REPO) == FILES
+
+
+@pytest.mark.usefixtures("model")
+def test_home_that_cannot_be_used_is_no_reason_to_fail_without_a_token(client: Client) -> None:
+    """av/harbor#262: the home of a container's user can't be written."""
+    lay(client.work, {"home": b"a file, so that no rights help"})
+    assert_downloaded(client, download(client, HOME=str(client.work / "home")))
+
+
+@pytest.mark.usefixtures("token")
+def test_carriage_return_after_a_folder_is_taken_off(client: Client, store: Store) -> None:
+    """Osmantic/ODS#1678: a file of settings with Windows line ends makes it another path."""
+    store.add(MODEL, FILES)
+    store.add(REPO)
+    assert download(client, "--cache_dir", "cache\r").code == 0
+    folder = snapshot(client.work / "cache")
+    assert tree(folder) == FILES
+    assert upload(client, REPO_ID=f"{REPO}\r", MODEL_DIR=f"{folder}\r").code == 0
+    assert uploaded(store, REPO) == FILES
+
+
+# --- what the hub says ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env", [{}, PARTS], ids=["in one stream", "in parts"])
+@pytest.mark.usefixtures("model")
+def test_wrong_size_in_the_list_is_no_failure_where_the_digest_is_right(
+    client: Client, hub: Hub, env: dict[str, str]
+) -> None:
+    """OpenBMB/VoxCPM#55: "should be of size 12585 but has size 12582", of a file edited online."""
+    hub.always("list", lists_big(Size=len(FILES[BIG]) + 3))
+    assert_downloaded(client, download(client, **env))
+
+
+@pytest.mark.usefixtures("model")
+def test_wrong_digest_is_not_fetched_without_end(client: Client, hub: Hub) -> None:
+    """modelscope/modelscope#758: 24 GB whose digest is wrong each time, and "please try again"."""
+    hub.always("file", corrupt, file=BIG)
+    assert_failed(download(client), "FileIntegrityError", BIG)
+    assert hub.sent() == SIZE + 2 * len(FILES[BIG])
+    assert not (snapshot(client.work) / BIG).exists()
+
+
+@pytest.mark.usefixtures("folder", "token")
+def test_hub_that_denies_a_model_that_is_there_is_not_believed(
+    client: Client, store: Store, hub: Hub
+) -> None:
+    """gpustack/gpustack#2485: a model that is there can't be found, and a moment later it can."""
+    for route in ("info", "legacy_info"):
+        hub.always(route, status(404))
+    hub.queue("list", status(404))
+    both(client, store)
+
+
+@pytest.mark.usefixtures("model")
+def test_proxy_that_refuses_ranges_gets_the_model_in_one_stream(client: Client, hub: Hub) -> None:
+    """modelscope/modelscope#197: a proxy answers 403 to every request for a range."""
+    hub.rules.direct = True
+
+    def refuse_ranges(answer: Answer) -> Response:
+        request = hub.requests("file", BIG)[-1]
+        return Response(403) if "Range" in request.headers else answer()
+
+    hub.always("file", refuse_ranges, file=BIG)
+    assert_downloaded(client, download(client, **PARTS))
+
+
+@pytest.mark.usefixtures("folder", "token")
+def test_repo_without_a_branch_is_filled(client: Client, store: Store) -> None:
+    """modelscope/modelscope#1397: uploads to a repo that was just created leave it as it is."""
+    store.create(MODEL, branch=False)
+    result = upload(client)
+    assert result.code == 0, result
+    assert uploaded(store) == FILES
+
+
+@pytest.mark.gate
+@pytest.mark.usefixtures("folder", "token")
+def test_log_shows_that_a_silent_upload_goes_on(client: Client, store: Store, hub: Hub) -> None:
+    """kserve/kserve#6016: for minutes the log of a job says nothing, as a bar is for terminals."""
+    store.add(MODEL)
+    hub.queue("blob", first(lambda: time.sleep(12)))
+    result = upload(client, MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS="60")
+    assert result.code == 0, result
+    assert any(line.startswith("Total:") for line in result.err.splitlines())
+
+
+# --- what stands on the disk ----------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("model")
+def test_unfinished_file_that_is_whole_is_kept(client: Client, hub: Hub) -> None:
+    """jundot/omlx#141: a whole file that still has its unfinished name is answered by 416."""
+    lay(snapshot(client.work), {f"{BIG}.incomplete": FILES[BIG]})
+    assert_downloaded(client, download(client))
+    assert hub.requests("file", BIG) == []
+
+
+@pytest.mark.usefixtures("folder", "token")
+def test_half_a_download_is_not_published(client: Client, store: Store) -> None:
+    """modelscope/ms-swift#3035: a push stumbles over the `._____temp` of a download."""
+    left = {f"{BIG}.incomplete": b"1", "._____temp/a.bin": b"1", ".msc": b"1", ".mv": b"1"}
+    lay(client.work / "folder", left)
+    store.add(MODEL)
+    result = upload(client)
+    assert result.code == 0, result
+    assert uploaded(store) == FILES
+    assert (
+        f"WARNING: 可能含有密钥、未下载完或不是普通文件，不会上传：['{BIG}.incomplete']"
+        in result.err
+    )
+
+
+@pytest.mark.usefixtures("folder", "token")
+def test_what_macos_adds_on_a_shared_disk_stays_behind(client: Client, store: Store) -> None:
+    """SceneWorks/SceneWorks#1333: a server takes `._model.safetensors` for weights."""
+    lay(client.work / "folder", {"._model.safetensors": b"\x00\x05\x16\x07"})
+    store.add(MODEL)
+    result = upload(client)
+    assert result.code == 0, result
+    assert uploaded(store) == FILES
+    assert "不会上传：['._model.safetensors']" in result.err
+
+
+REFUSE_RENAMES = """
+import pathlib
+def refuse(path, target):
+    raise PermissionError({}, "no renames", str(path), None, str(target))
+pathlib.Path.replace = refuse
+"""
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EACCES])
+@pytest.mark.usefixtures("model")
+def test_rename_that_is_refused_fails_with_its_paths(client: Client, number: int) -> None:
+    """modelscope/facechain#98: a mounted bucket refuses to rename what has been downloaded."""
+    target = snapshot(client.work) / "config.json"
+    result = download(client, **patch(client, REFUSE_RENAMES.format(number)))
+    paths = f"{f'{target}.incomplete'!r} -> {str(target)!r}"
+    assert_failed(result, "    'config.json': ", f"[Errno {number}] no renames: {paths}")
+
+
+NO_LOCKS = """
+import fcntl
+def flock(*args):
+    raise OSError(37, "No locks available")
+fcntl.flock = flock
+"""
+
+
+@linux
+@pytest.mark.usefixtures("model")
+def test_disk_without_locks_shows_the_error_and_works_without_them(client: Client) -> None:
+    """huggingface/datasets#2618: "[Errno 37] No locks available", of a network disk."""
+    env = patch(client, NO_LOCKS)
+    assert_failed(download(client, **env), "OSError(37, 'No locks available')")
+    assert "`MODELSCOPE_DOWNLOAD_FILE_LOCK=0`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert_downloaded(client, download(client, MODELSCOPE_DOWNLOAD_FILE_LOCK="0", **env))
+
+
+def test_name_of_240_letters_comes_though_its_parts_have_longer_ones(
+    client: Client, store: Store
+) -> None:
+    """huggingface/huggingface_hub#2756: what a download adds to a name makes it too long."""
+    files = FILES | {f"{'x' * 228}.safetensors": FILES[BIG]}
+    store.add(MODEL, files)
+    assert_downloaded(client, download(client, **PARTS), files)
