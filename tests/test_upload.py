@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.hub import Fault, Hub, Store
-from tests.hub.faults import answers, first, refuse, status
+from tests.hub.faults import answers, first, passes, refuse, status
 from tests.hub.store import OWN_FILES, Model
 from tests.support.cases import BIG, FILES, MODEL, lists_big, upload, uploaded
 from tests.support.client import ROOT, Client, Result, lay, tree
@@ -419,6 +419,7 @@ def test_list_that_lags_is_waited_for(client: Client, hub: Hub, lag: dict[str, i
 
 @pytest.mark.parametrize("fault", [status(500), refuse])
 def test_list_that_cannot_be_read_is_told(client: Client, hub: Hub, fault: Fault) -> None:
+    hub.queue("list", passes)  # before the upload
     hub.always("list", fault)
     result = upload(client, **SOON)
     failed(result, "已全部上传", "未核对", "再运行")
