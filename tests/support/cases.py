@@ -14,7 +14,7 @@ import pytest
 
 from tests.hub import Fault, Store
 from tests.hub.faults import edit
-from tests.support.client import Client, Result
+from tests.support.client import ROOT, Client, Result
 
 MODEL = "alice/model"
 BIG = "model-00002-of-00002.safetensors"
@@ -53,6 +53,14 @@ def uploaded(store: Store, model: str = MODEL) -> dict[str, bytes]:
 def lists_big(**fields: object) -> Fault:
     """The list says something else about the big file."""
     return edit(lambda files: [file.update(fields) for file in files if file["Path"] == BIG])
+
+
+def on_terminal(client: Client, script: str, **env: str) -> Result:
+    """Run a script in a terminal; `out` is all that it was sent, a line for each redraw."""
+    pytest.importorskip("pty")  # Windows has none
+    spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
+    sized = ("sh", "-c", 'stty rows 24 cols 100 && exec "$@"', "sh")
+    return client.run(sys.executable, "-c", spawn, *sized, sys.executable, ROOT / script, **env)
 
 
 @contextlib.contextmanager
