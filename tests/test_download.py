@@ -1,0 +1,480 @@
+"""What `download_model.py` promises: its document's sentences, then those of the contract."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.hub import Fault, Hub, Store, faults
+from tests.support.cases import (
+    BIG,
+    FILES,
+    MODEL,
+    SUCCESS,
+    disk,
+    download,
+    lists_big,
+    on_terminal,
+    snapshot,
+)
+from tests.support.client import PARTS, ROOT, Client, Result, lay, tree, wait_until
+
+DEFAULT, DRAFT, PRIVATE = "YukinoStuki/Qwen3-4B-Plus-Merged", "alice/draft", "alice/private"
+SMALL = {"config.json": b"{}"}
+TOTAL = sum(map(len, FILES.values()))
+USED = "Using ModelScope token for authenticated download."
+FAILED = "Model download FAILED: "
+DRAFT_FAILED = "[spec] Draft model download FAILED: "
+DRAFT_SKIPPED = "[spec] Draft model download FAILED (optional, continue): "
+AGAIN = "trying once more"
+UNREADABLE = {"Code": 10990101004, "Success": False, "Message": "获取模型目录树失败", "Data": None}
+pytestmark = pytest.mark.usefixtures("model")
+in_both_ways = pytest.mark.parametrize("env", [{}, PARTS], ids=["in one stream", "in parts"])
+
+
+def assert_failed(result: Result, *words: str, code: int = 1) -> None:
+    """An honest failure: its code, its words on standard output, no traceback."""
+    assert result.code == code, result
+    for word in words:
+        assert word in result.out, result
+    assert "Traceback" not in result.out + result.err
+
+
+def success(folder: Path) -> list[str]:
+    return [line.format(folder) for line in SUCCESS]
+
+
+def draft_success(folder: Path, revision: str) -> list[str]:
+    return [
+        f"[spec] Downloading draft model: {DRAFT} (revision={revision})",
+        "[spec] Draft model download successful!",
+        f"[spec] Resolved draft_model_dir: {folder}",
+    ]
+
+
+# --- options and variables ------------------------------------------------------------------------
+
+
+def test_no_option_downloads_the_default_model(client: Client, store: Store, hub: Hub) -> None:
+    store.add(DEFAULT, FILES)
+    result = download(client, MODEL_ID=None)
+    assert (result.code, result.lines) == (0, success(snapshot(client.work, DEFAULT)))
+    assert tree(snapshot(client.work, DEFAULT)) == FILES
+    assert [r.query["Revision"] for r in hub.requests("list")] == ["master"]
+    assert {request.token for request in hub.log} == {None}
+
+
+def test_variables_stand_for_options_and_the_draft_comes_last(
+    client: Client, store: Store, hub: Hub, token: str
+) -> None:
+    store.add(PRIVATE, FILES, private=True)
+    store.add(DRAFT, SMALL, revision="v2", private=True)
+    env = {"SPEC_DRAFT_MODEL_ID": DRAFT, "SPEC_DRAFT_MODEL_REVISION": "v2"}
+    result = download(client, MODEL_ID=PRIVATE, **env)
+    folder, draft = snapshot(client.work, PRIVATE), snapshot(client.work, DRAFT, "v2")
+    expected = [USED, *success(folder), *draft_success(draft, "v2")]
+    assert (result.code, result.lines) == (0, expected)
+    assert (tree(folder), tree(draft)) == (FILES, SMALL)
+    asked = [r.path.removesuffix("/repo/files") for r in hub.log if r.route in ("login", "list")]
+    assert asked == ["/api/v1/login", f"/api/v1/models/{PRIVATE}", f"/api/v1/models/{DRAFT}"]
+
+
+def test_options_win_over_variables(client: Client, store: Store) -> None:
+    store.add(PRIVATE, SMALL, revision="v1", private=True)
+    store.add(DRAFT, FILES, revision="v2", private=True)
+    options = ["--model_name", PRIVATE, "--revision", "v1", "--token", store.add_user("alice")]
+    options += ["--draft_model_name", DRAFT, "--draft_revision", "v2"]
+    other = {"MODEL_ID": "bob/x", "MODELSCOPE_API_TOKEN": store.add_user("bob")}
+    other |= {"SPEC_DRAFT_MODEL_ID": "bob/x", "SPEC_DRAFT_MODEL_REVISION": "v9"}
+    result = download(client, *options, **other)
+    folder, draft = snapshot(client.work, PRIVATE, "v1"), snapshot(client.work, DRAFT, "v2")
+    expected = [USED, *success(folder), *draft_success(draft, "v2")]
+    assert (result.code, result.lines) == (0, expected)
+    assert (tree(folder), tree(draft)) == (SMALL, FILES)
+
+
+def test_white_space_around_values_and_quotes_around_a_token_go(
+    client: Client, store: Store, token: str
+) -> None:
+    """Lines of a Windows file end in a carriage return; `docker run --env-file` keeps quotes."""
+    store.add(PRIVATE, SMALL, revision="v1", private=True)
+    env = {"MODEL_ID": f"{PRIVATE}\r\n", "MODELSCOPE_API_TOKEN": f' "{token}"\r'}
+    env |= {"SPEC_DRAFT_MODEL_ID": f" {DRAFT}\r", "SPEC_DRAFT_MODEL_REVISION": " v2\r"}
+    options = ["--revision", " v1\r", "--cache_dir", " there\r"]
+    result = download(client, *options, SPEC_DRAFT_OPTIONAL=" 1\r", **env)
+    folder = snapshot(client.work / "there", PRIVATE, "v1")
+    start = f"[spec] Downloading draft model: {DRAFT} (revision=v2)"
+    assert result.lines[:-1] == [USED, *success(folder), start]
+    assert result.lines[-1].startswith(f"{DRAFT_SKIPPED}LookupError(")
+    assert (result.code, tree(folder)) == (0, SMALL)
+
+
+@pytest.mark.parametrize("blank", ["", " \r\n"])
+def test_blank_model_id_is_an_error_that_names_it(client: Client, hub: Hub, blank: str) -> None:
+    assert_failed(download(client, MODEL_ID=blank), FAILED, "MODEL_ID")
+    assert hub.log == []
+
+
+def test_blank_revisions_are_master(client: Client, store: Store) -> None:
+    store.add(DRAFT, SMALL)
+    env = {"SPEC_DRAFT_MODEL_ID": DRAFT, "SPEC_DRAFT_MODEL_REVISION": " "}
+    result = download(client, "--revision", "", **env)
+    draft = draft_success(snapshot(client.work, DRAFT), "master")
+    assert (result.code, result.lines) == (0, [*success(snapshot(client.work)), *draft])
+
+
+@pytest.mark.parametrize("revision", ["v1.0", "feature/x", "0" * 39 + "1"])
+def test_revision_is_a_branch_tag_or_commit(client: Client, store: Store, revision: str) -> None:
+    store.add(MODEL, SMALL, revision=revision)
+    assert download(client, "--revision", revision).code == 0
+    assert tree(snapshot(client.work, revision=revision)) == SMALL
+
+
+@pytest.mark.parametrize("base", ["work", "home", "anywhere"])
+def test_cache_dir_is_printed_absolute(client: Client, tmp_path: Path, base: str) -> None:
+    folder = tmp_path / base / "two words/new"
+    given = {"work": "two words/new", "home": "~/two words/new", "anywhere": folder}[base]
+    result = download(client, "--cache_dir", given)
+    assert (result.code, result.lines) == (0, success(snapshot(folder)))
+    assert tree(snapshot(folder)) == FILES
+
+
+def test_help_lists_the_seven_options(client: Client, hub: Hub) -> None:
+    result = client.run("download_model.py", "-h")
+    options = "model_name revision cache_dir token draft_model_name draft_revision draft_optional"
+    listed = set(re.findall(r"--(\w+)", result.out))
+    assert (result.code, listed) == (0, {*options.split(), "help"})
+    assert hub.log == []
+
+
+@pytest.mark.parametrize(
+    "words", ["--model a/b", "--draft_opt", "--other", "a/b", "--revision", "--draft_optional=1"]
+)
+def test_usage_error_is_1(client: Client, hub: Hub, words: str) -> None:
+    result = download(client, *words.split())
+    assert (result.code, result.out) == (1, "")
+    assert result.err.startswith("usage: download_model.py")
+    assert "error:" in result.err.splitlines()[-1]
+    assert hub.log == []
+
+
+# --- the draft model ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "variable"), [([], " "), (["--draft_model_name="], DRAFT)])
+def test_blank_draft_is_skipped(client: Client, options: list[str], variable: str) -> None:
+    result = download(client, *options, SPEC_DRAFT_MODEL_ID=variable)
+    assert (result.code, result.lines) == (0, success(snapshot(client.work)))
+
+
+@pytest.mark.parametrize("optional", [None, "0", "true", "11"])
+def test_failed_draft_is_2_unless_the_variable_is_1(client: Client, optional: str | None) -> None:
+    result = download(client, SPEC_DRAFT_MODEL_ID=DRAFT, SPEC_DRAFT_OPTIONAL=optional)
+    assert_failed(result, code=2)
+    start = f"[spec] Downloading draft model: {DRAFT} (revision=master)"
+    assert result.lines[:-1] == [*success(snapshot(client.work)), start]
+    assert result.lines[-1].startswith(f"{DRAFT_FAILED}LookupError(")
+
+
+@pytest.mark.parametrize(("options", "variable"), [(["--draft_optional"], "0"), ([], "1")])
+def test_failed_optional_draft_is_0(client: Client, options: list[str], variable: str) -> None:
+    env = {"SPEC_DRAFT_MODEL_ID": DRAFT, "SPEC_DRAFT_OPTIONAL": variable}
+    result = download(client, *options, **env)
+    assert_failed(result, code=0)
+    assert result.lines[-1].startswith(f"{DRAFT_SKIPPED}LookupError(")
+
+
+def test_draft_is_not_tried_after_a_failed_model(client: Client, store: Store, hub: Hub) -> None:
+    store.add(DRAFT, SMALL)
+    env = {"SPEC_DRAFT_MODEL_ID": DRAFT, "SPEC_DRAFT_OPTIONAL": "1"}
+    result = download(client, MODEL_ID="alice/nowhere", **env)
+    assert_failed(result, FAILED)
+    assert len(result.lines) == 1
+    assert not any(DRAFT in request.path for request in hub.log)
+
+
+# --- logins ---------------------------------------------------------------------------------------
+
+
+def test_failed_login_is_a_failed_download(client: Client, hub: Hub) -> None:
+    result = download(client, "--token", "ms-wrong", SPEC_DRAFT_MODEL_ID=DRAFT)
+    assert_failed(result, f"{FAILED}AuthenticationError(")
+    assert (len(result.lines), hub.requests("list")) == (1, [])
+
+
+def test_blank_token_does_not_hide_a_stored_login(client: Client, store: Store, token: str) -> None:
+    """A secret that is missing in CI arrives as an empty string."""
+    assert download(client).code == 0
+    store.add(PRIVATE, SMALL, private=True)
+    result = download(client, MODEL_ID=PRIVATE, MODELSCOPE_API_TOKEN=" \n")
+    assert (result.code, result.lines) == (0, success(snapshot(client.work, PRIVATE)))
+
+
+def test_revoked_login_does_not_keep_a_public_model_from_coming(
+    client: Client, store: Store, token: str
+) -> None:
+    assert download(client).code == 0
+    store.users.clear()
+    store.add(MODEL, SMALL, revision="v2")
+    assert download(client, "--revision", "v2", MODELSCOPE_API_TOKEN=None).code == 0
+    assert tree(snapshot(client.work, revision="v2")) == SMALL
+
+
+# --- names, revisions, the file list --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../model", "alice/..", "/model", "alice\\x/model"])
+def test_id_that_leaves_the_folder_fails_at_once(client: Client, hub: Hub, name: str) -> None:
+    assert_failed(download(client, MODEL_ID=name), f"{FAILED}ValueError(")
+    assert (hub.log, list(client.work.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["../../../out", "/tmp/out", "C:out"])
+def test_revision_that_leaves_the_folder_fails_at_once(client: Client, hub: Hub, name: str) -> None:
+    assert_failed(download(client, "--revision", name), f"{FAILED}ValueError(")
+    assert (hub.log, list(client.work.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "nested/../../out", "a\\b", "C:/out"])
+def test_file_that_leaves_the_folder_fails_at_once(client: Client, hub: Hub, name: str) -> None:
+    hub.queue("list", faults.named(name))
+    assert_failed(download(client), f"{FAILED}ValueError(", repr(name).replace("\\", "\\\\"))
+    assert (hub.requests("file"), list(client.work.iterdir())) == ([], [])
+
+
+def test_odd_names_and_empty_files_arrive_as_they_are(client: Client, store: Store) -> None:
+    names = ["with space", "模型.json", "[brackets].txt", "100%25", "-dash", "a+b&c=d#e;f", "q'q"]
+    names += ["a..b/...c", ".hidden", "data_0_1", "x.incomplete.txt", "~"]
+    files = {name: name.encode() for name in names} | {"empty": b""}
+    store.add(MODEL, files)
+    result = download(client)
+    assert (result.code, tree(snapshot(client.work))) == (0, files), result
+    assert "WARNING" not in result.err
+
+
+def test_sdk_works_from_the_list_that_was_checked(client: Client, store: Store, hub: Hub) -> None:
+    """The branch moves on once its list is read."""
+    files = {**FILES, "new": b"new"}
+    hub.queue("list", lambda answer: (answer(), store.add(MODEL, files))[0])
+    assert download(client).code == 0
+    assert (tree(snapshot(client.work)), len(hub.requests("list"))) == (FILES, 1)
+
+
+@pytest.mark.parametrize("files", [[], [{"Path": "a", "Type": "tree"}], None, [17]])
+def test_list_without_files_fails(client: Client, hub: Hub, files: object) -> None:
+    hub.always("list", faults.answers({"Code": 200, "Success": True, "Data": {"Files": files}}))
+    assert_failed(download(client), FAILED)
+    assert list(client.work.iterdir()) == []
+
+
+@pytest.mark.parametrize("fault", [faults.status(404), faults.answers(UNREADABLE), faults.page()])
+def test_list_that_is_unreadable_once_is_read_again(client: Client, hub: Hub, fault: Fault) -> None:
+    hub.queue("list", fault)
+    result = download(client)
+    assert (result.code, result.err.count(AGAIN)) == (0, 1), result
+    assert (tree(snapshot(client.work)), len(hub.requests("list"))) == (FILES, 2)
+
+
+@pytest.mark.parametrize("fault", [faults.status(500), faults.answers(UNREADABLE), faults.page()])
+def test_list_that_stays_unreadable_fails(client: Client, hub: Hub, fault: Fault) -> None:
+    hub.always("list", fault)
+    result = download(client)
+    assert_failed(result, FAILED)
+    assert result.err.count(AGAIN) == 1
+    assert list(client.work.iterdir()) == []
+
+
+@pytest.mark.parametrize("envelope", [False, True])
+def test_unknown_revision_is_answered_with_the_known_ones(
+    client: Client, store: Store, hub: Hub, envelope: bool
+) -> None:
+    store.add(MODEL, FILES, revision="v1.0")
+    hub.rules.envelope = envelope
+    result = download(client, "--revision", "main")
+    cause = LookupError(f"{MODEL} has no revision 'main', but ['master', 'v1.0']")
+    assert (result.code, result.lines) == (1, [f"{FAILED}{cause!r}"])
+
+
+@pytest.mark.parametrize("name", [PRIVATE, "alice/nowhere"])
+@pytest.mark.parametrize("envelope", [False, True])
+def test_unknown_model_is_said_to_be_missing_or_private(
+    client: Client, store: Store, hub: Hub, name: str, envelope: bool
+) -> None:
+    store.add(PRIVATE, FILES, private=True)
+    hub.rules.envelope = envelope
+    result = download(client, MODEL_ID=name)
+    cause = LookupError(f"{name} does not exist, or is private and needs a token")
+    assert (result.code, result.lines) == (1, [f"{FAILED}{cause!r}"])
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+def test_too_little_space_fails_before_the_first_byte(client: Client, hub: Hub) -> None:
+    with disk(client.work / "cache", "2m") as cache:
+        result = download(client, "--cache_dir", cache)
+        assert_failed(result, f"{FAILED}OSError(28, '{TOTAL} bytes are still to come, and ")
+        assert not any(cache.iterdir())
+    assert hub.requests("file") == []
+
+
+@pytest.mark.parametrize(("size", "requests"), [("3m", 1), ("16m", 3)])
+def test_disk_that_just_fits_is_fine_in_one_stream_as_joining_parts_takes_room(
+    client: Client, hub: Hub, size: str, requests: int
+) -> None:
+    with disk(client.work / "cache", size) as cache:
+        assert download(client, "--cache_dir", cache, **PARTS).code == 0
+        assert tree(snapshot(cache)) == FILES
+    assert len(hub.requests("file", BIG)) == requests
+
+
+def test_files_that_are_not_in_the_revision_are_named_in_a_warning(client: Client) -> None:
+    folder = lay(snapshot(client.work), {"b.safetensors": b"stale", "a/b.incomplete": b"half"})
+    result = download(client)
+    warning = f"WARNING: not in this revision, but in {folder}: ['a/b.incomplete', 'b.safetensors']"
+    assert result.code == 0
+    assert warning in result.err.splitlines()
+
+
+def test_file_that_vanishes_meanwhile_is_a_failure(client: Client, hub: Hub) -> None:
+    config = snapshot(client.work) / "config.json"
+    hub.queue("file", faults.first(lambda: (wait_until(config.exists), config.unlink())), file=BIG)
+    assert_failed(download(client), f"{FAILED}FileNotFoundError(", "['config.json']")
+
+
+# --- transfers that go wrong ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "env"), [(7, {}), (2_000_000, PARTS), (3_000_000, PARTS)])
+def test_wrong_listed_size_is_ok(client: Client, hub: Hub, size: int, env: dict[str, str]) -> None:
+    hub.always("list", lists_big(Size=size))
+    assert download(client, **env).code == 0
+    assert tree(snapshot(client.work)) == FILES
+    sent = hub.sent()
+    assert (download(client, **env).code, hub.sent()) == (0, sent)
+
+
+@in_both_ways
+def test_stalled_connection_is_retried(client: Client, hub: Hub, env: dict[str, str]) -> None:
+    hub.queue("file", faults.stall(200_000), file=BIG)
+    assert download(client, **env).code == 0
+    assert tree(snapshot(client.work)) == FILES
+    assert hub.sent() == TOTAL
+
+
+def test_file_that_failed_while_others_came_is_tried_once_more(client: Client, hub: Hub) -> None:
+    """As when its signed address has expired."""
+    hub.queue("file", faults.status(403), file=BIG)
+    result = download(client)
+    assert (result.code, tree(snapshot(client.work))) == (0, FILES)
+    assert "WARNING: 1 of 5 files failed; trying once more in 1 s" in result.err.splitlines()
+    assert (len(hub.requests("file")), len(hub.requests("file", BIG))) == (6, 2)
+
+
+@in_both_ways
+def test_wrong_digest_costs_three_transfers(client: Client, hub: Hub, env: dict[str, str]) -> None:
+    hub.always("file", faults.corrupt, BIG)
+    result = download(client, **env)
+    assert_failed(result, f"{FAILED}FileDownloadError(", f"\n    '{BIG}': FileIntegrityError(")
+    assert len(hub.requests("file", BIG)) == (9 if env else 3)
+    assert tree(snapshot(client.work)) == {n: b for n, b in FILES.items() if n != BIG}
+
+
+def test_files_that_keep_failing_are_listed_each_with_its_causes(client: Client, hub: Hub) -> None:
+    in_the_way = lay(snapshot(client.work) / "nested/vocab.txt", {"mine": b"mine"})
+    hub.always("file", faults.status(403, "not yours"), BIG)
+    hub.always("file", faults.refuse, "config.json")
+    result = download(client)
+    assert_failed(result, f"{FAILED}FileDownloadError('3 of ")
+    listed = {line.split(":")[0]: line for line in result.lines[1:]}
+    assert listed.keys() == {f"    {n!r}" for n in (BIG, "config.json", "nested/vocab.txt")}
+    assert listed[f"    '{BIG}'"].endswith(": PermissionDeniedError('not yours')")
+    assert re.search(r": NetworkError\(.* from .*Connection", listed["    'config.json'"])
+    assert repr(str(in_the_way)) in listed["    'nested/vocab.txt'"]
+
+
+def test_hub_that_restarts_meanwhile_is_ridden_out(client: Client, hub: Hub) -> None:
+    hub.queue("file", faults.first(hub.restart), file=BIG)
+    assert download(client).code == 0
+    assert tree(snapshot(client.work)) == FILES
+
+
+def test_hub_that_goes_away_fails_and_the_next_run_goes_on(client: Client, hub: Hub) -> None:
+    hub.queue("file", faults.first(hub.stop, faults.truncate(1_000_000)), file=BIG)
+    assert_failed(download(client), f"{FAILED}FileDownloadError(", f"\n    '{BIG}': NetworkError(")
+    assert_failed(download(client), f"{FAILED}NetworkError(")
+    hub.restart()
+    assert download(client).code == 0
+    assert tree(snapshot(client.work)) == FILES
+    assert hub.requests("file", BIG)[-1].sent < len(FILES[BIG])
+
+
+def test_file_may_take_days_unless_the_user_says_otherwise(client: Client) -> None:
+    """At 1 MB/s, 50 GB take 50,000 seconds, and another run waits for them as long."""
+    names = ["DOWNLOAD_TOTAL_TIMEOUT", "DOWNLOAD_FILE_LOCK_TIMEOUT_SECONDS"]
+    program = f"import download_model as d; print(*(getattr(d.constants, n) for n in {names}))"
+    env = {"PYTHONPATH": str(ROOT)}
+    limits = client.run(sys.executable, "-c", program, **env).out.split()
+    assert all(int(limit) > 50_000 for limit in limits), limits
+    env |= {f"MODELSCOPE_{name}": "7" for name in names}
+    assert client.run(sys.executable, "-c", program, **env).out == "7 7\n"
+
+
+# --- what is shown, and the packages --------------------------------------------------------------
+
+
+def test_slow_file_arrives_and_a_log_gets_a_line_each_ten_seconds(client: Client, hub: Hub) -> None:
+    hub.queue("file", faults.slow(len(FILES[BIG]) / 12), file=BIG)
+    with client.start("download_model.py", MODEL_ID=MODEL) as process:
+        log = process.stderr.buffer.read().replace(os.linesep.encode(), b"\n").decode()
+    assert (process.returncode, tree(snapshot(client.work))) == (0, FILES)
+    assert not re.search(r"[\r\x1b]|^\n", log, re.MULTILINE)
+    [line] = [line for line in log.splitlines() if "%" in line]
+    shown = r"Total: +\d\d%\|.*\| 2\.\d+M/2\.82M \[00:\d\d<00:\d\d, \d+kB/s\]"
+    assert re.fullmatch(shown, line), line
+    assert len(hub.requests("file", BIG)) == 1
+
+
+def test_bar_in_a_terminal_is_one_and_never_passes_its_end(client: Client, hub: Hub) -> None:
+    """Neither for a file that is larger than listed."""
+    hub.queue("list", lists_big(Size=2_000_000))
+    hub.always("file", faults.slow(2e6), BIG)
+    result = on_terminal(client, "download_model.py", MODEL_ID=MODEL)
+    assert (result.code, tree(snapshot(client.work))) == (0, FILES)
+    shown = [line for line in result.lines if "%" in line]
+    percents = [int(line.removeprefix("Total:").split("%")[0]) for line in shown]
+    assert len(percents) > 5
+    assert (max(percents), percents[-1]) == (100, 100)
+    assert "2.26M/2.26M" in shown[-1]
+
+
+def test_line_is_in_a_pipe_at_once(client: Client, hub: Hub) -> None:
+    hub.queue("list", faults.passes, faults.stall())
+    process = client.start("download_model.py", MODEL_ID=MODEL, SPEC_DRAFT_MODEL_ID=DRAFT)
+    lines = [process.stdout.readline().rstrip() for _ in range(3)]
+    start = f"[spec] Downloading draft model: {DRAFT} (revision=master)"
+    assert (process.poll(), lines) == (None, [*success(snapshot(client.work)), start])
+    wait_until(lambda: len(hub.requests("list")) == 2)
+
+
+@pytest.mark.parametrize("sdk", ["none", "without modelscope_hub", "an old modelscope_hub"])
+def test_missing_or_old_sdk_is_answered_with_what_installs_it(client: Client, sdk: str) -> None:
+    name = "modelscope_hub" if sdk.startswith("an old") else "modelscope"
+    lay(client.work / "path" / name, {"__init__.py": b"def snapshot_download(): ..."})
+    path = None if sdk == "none" else str(client.work / "path")
+    options = ["-S"] if name == "modelscope" else []  # hides what this Python has installed
+    result = client.run(sys.executable, *options, ROOT / "download_model.py", PYTHONPATH=path)
+    cause, command = result.err.splitlines()
+    assert (result.code, result.out) == (1, "")
+    assert re.match(r"(ModuleNotFound|Import)Error\(.*modelscope_hub", cause)
+    assert "pip install modelscope==" in command
+
+
+def test_torch_is_not_imported(client: Client) -> None:
+    lay(client.work / "path/torch", {"__init__.py": b"raise SystemExit('torch was imported')"})
+    assert download(client, PYTHONPATH=str(client.work / "path")).code == 0
+    assert tree(snapshot(client.work)) == FILES
