@@ -1,0 +1,209 @@
+"""Long tables of faults, each on each route, and what takes long."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.hub import Fault, Hub, Store, faults
+from tests.support.cases import (
+    BIG,
+    FILES,
+    MODEL,
+    download,
+    lists_big,
+    snapshot,
+    upload,
+    uploaded,
+)
+from tests.support.client import PARTS, Client, Result, lay, tree, wait_until
+
+pytestmark = pytest.mark.gate
+
+# The waits for a hub that says nothing.
+SHORTER_WAITS = {
+    "MODELSCOPE_API_TIMEOUT": "1",
+    "MODELSCOPE_REPO_TREE_PAGE_TIMEOUT_SECONDS": "1",
+    "MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS": "1",
+}
+STALL = faults.stall()
+PAGE = faults.page()
+FORBIDDEN, MISSING, BUSY, BROKEN = map(faults.status, (403, 404, 429, 500))
+REFUSED = faults.answers({"Code": 10990101004, "Success": False, "Message": "rejected"})
+NO_DATA = faults.answers({"Code": 200, "Success": True, "Data": None})
+CUT_JSON = faults.reads(b'{"Code": 200, "Data": {"Files": [{"Path": "con')
+
+# How a run ends when it meets a fault once, and when it always does: "+" well, "-" with exit code 1
+# and a cause, "?" one or the other; "." is not run. The SDK asks once for a login. It takes a 403
+# there for a token that may only read, and goes on with it; so it does when the answer is no login.
+DOWNLOAD_ROUTES = ("login", "list", "redirect", "file", "parts")
+DOWNLOAD_FAULTS = [
+    ("-- +- +- +- +-", "reset", faults.refuse),
+    ("-- +- +- +- +-", "stall", STALL),
+    ("++ .. +- .. ..", "403", FORBIDDEN),
+    ("-- +- +- +- +-", "404", MISSING),
+    ("-- +- +- +- +-", "429", BUSY),
+    ("-- +- +- +- +-", "500", BROKEN),
+    ("-- +- +- +- +-", "web page", PAGE),
+    (".. +- +- +- +-", "redirect to itself", faults.redirect("#")),
+    ("++ +- .. .. ..", "Success is false", REFUSED),
+    ("-- +- .. .. ..", "no data", NO_DATA),
+    ("-- +- .. .. ..", "cut JSON", CUT_JSON),
+    (".. .. .. +- +-", "reset midway", faults.truncate(200_000)),
+    (".. .. .. +- +?", "stall midway", faults.stall(200_000)),
+    (".. .. .. +- +-", "a byte a second", faults.slow(1)),
+    (".. .. .. +- +-", "too short", faults.short(1000)),
+    (".. .. .. ++ ++", "longer than it says", faults.long(1000, announced=False)),
+    (".. .. .. +- +-", "too long", faults.long(1000, announced=True)),
+    (".. .. .. +- +-", "wrong bytes", faults.corrupt),
+]
+# `revisions` is asked when `info` denies the repo.
+UPLOAD_ROUTES = ("login", "info", "revisions", "batch", "blob", "commit", "list")
+UPLOAD_FAULTS = [
+    ("-- ++ ++ +- +- +- +-", "reset", faults.refuse),
+    ("-- ++ ++ +- +- +- +-", "stall", STALL),
+    ("++ ++ ++ +- -- -- +-", "403", FORBIDDEN),
+    ("-- ++ -- +- -- -- +-", "404", MISSING),
+    ("-- ++ ++ +- +- +- +-", "429", BUSY),
+    ("-- ++ ++ +- +- +- +-", "500", BROKEN),
+    ("-- ++ ++ +- -- +- +-", "web page", PAGE),
+    ("++ ++ -- -- +- +- +-", "Success is false", REFUSED),
+    (".. .. .. -- -- -- +-", "no data", NO_DATA),
+]
+LISTS = {
+    "-, a huge size": lists_big(Size=10**18),
+    "+, another size": lists_big(Size=7),
+    "+, no size": lists_big(Size=None),
+    "-, another digest": lists_big(Sha256="0" * 64),
+    "+, no digest": lists_big(Sha256=""),
+    "-, no names": faults.edit(lambda files: [file.pop("Path") for file in files]),
+    "-, a file missing on the hub": faults.named("missing.json"),
+    "-, a file where a folder is": faults.named("nested"),
+    "-, a file below a file": faults.named(f"{BIG}/below"),
+    "+, the same twice": faults.edit(lambda files: files.extend(list(files))),
+    "-, two digests of one file": faults.edit(
+        lambda files: files.extend([files[-1] | {"Sha256": "0" * 64}])
+    ),
+}
+
+
+@dataclass
+class Case:
+    route: str
+    fault: Fault
+    times: str  # "once" or "always"
+    ending: str  # "+", "-" or "?"
+
+    def set_up(self, hub: Hub) -> None:
+        route = "file" if self.route == "parts" else self.route
+        file = BIG if route in ("redirect", "file") else None
+        put = hub.always if self.times == "always" else hub.queue
+        put(route, self.fault, file=file)
+
+
+def cells(table: list[tuple[str, str, Fault]], routes: tuple[str, ...]) -> Iterator[object]:
+    for row, name, fault in table:
+        for route, endings in zip(routes, row.split(), strict=True):
+            for times, ending in zip(("once", "always"), endings, strict=True):
+                if ending != ".":
+                    case = Case(route, fault, times, ending)
+                    yield pytest.param(case, id=f"{route}: {name}, {times}")
+
+
+def assert_ends(result: Result, ending: str, client: Client) -> None:
+    """It ends as told, says the cause of a failure, and shows neither a traceback nor the token."""
+    shown = result.out + result.err
+    assert ending in {0: "+?", 1: "-?"}.get(result.code, ""), result
+    assert result.code == 0 or re.search(r"(FAILED|ERROR): .*\w+\(.+\)", shown), result
+    assert "Traceback" not in shown, result
+    assert client.env["MODELSCOPE_API_TOKEN"] not in shown, result
+
+
+def assert_download_ends(result: Result, ending: str, client: Client) -> None:
+    """As above, with all files when it ends well, and nothing outside the cache folder."""
+    assert_ends(result, ending, client)
+    assert result.code or tree(snapshot(client.work / "cache")) == FILES
+    assert {path.name for path in client.work.iterdir()} <= {"cache"}
+    assert {path.name for path in client.work.parent.iterdir()} == {"home", "hub", "work"}
+
+
+@pytest.mark.usefixtures("model", "token")
+@pytest.mark.parametrize("case", list(cells(DOWNLOAD_FAULTS, DOWNLOAD_ROUTES)))
+def test_fault_in_a_download_ends_truly(client: Client, hub: Hub, case: Case) -> None:
+    case.set_up(hub)
+    env = SHORTER_WAITS | (PARTS if case.route == "parts" else {})
+    result = download(client, "--cache_dir", "cache", **env)
+    assert_download_ends(result, case.ending, client)
+
+
+@pytest.mark.usefixtures("model", "token")
+@pytest.mark.parametrize("name", LISTS)
+def test_odd_list_ends_truly(client: Client, hub: Hub, name: str) -> None:
+    hub.always("list", LISTS[name])
+    result = download(client, "--cache_dir", "cache")
+    assert_download_ends(result, name[0], client)
+
+
+@pytest.mark.usefixtures("token", "folder")
+@pytest.mark.parametrize("case", list(cells(UPLOAD_FAULTS, UPLOAD_ROUTES)))
+def test_fault_in_an_upload_ends_truly(client: Client, hub: Hub, store: Store, case: Case) -> None:
+    store.add(MODEL)
+    if case.route == "revisions":
+        hub.always("info", MISSING)
+        hub.always("legacy_info", MISSING)
+    case.set_up(hub)
+    result = upload(client, **SHORTER_WAITS)
+    assert_ends(result, case.ending, client)
+    assert result.code or uploaded(store) == FILES
+    assert tree(client.work / "folder") == FILES
+
+
+@pytest.mark.usefixtures("token")
+@pytest.mark.parametrize("env", [{}, PARTS], ids=["in one stream", "in parts"])
+def test_hub_that_takes_few_connections_is_ridden_out(
+    client: Client, hub: Hub, store: Store, env: dict[str, str]
+) -> None:
+    count, size = (4, 2_500_000) if env else (16, 50_000)
+    files = {f"{number}.bin": bytes([number]) * size for number in range(count)}
+    store.add(MODEL, files)
+    hub.rate, hub.connections = size, 4
+    result = download(client, **{**env, "MODELSCOPE_DOWNLOAD_MAX_RETRIES": "5"})
+    assert result.code == 0, result
+    assert tree(snapshot(client.work)) == files
+    assert 429 in {request.status for request in hub.requests("file")}
+
+
+@pytest.mark.usefixtures("token", "folder")
+def test_hub_that_restarts_during_an_upload_is_ridden_out(
+    client: Client, hub: Hub, store: Store
+) -> None:
+    store.add(MODEL)
+    hub.rate = 500_000
+    with client.start("upload_model.py", REPO_ID=MODEL, MODEL_DIR="folder") as process:
+        wait_until(lambda: hub.received() > 200_000)
+        hub.restart()
+        hub.rate = None
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert uploaded(store) == FILES
+
+
+@pytest.mark.usefixtures("token")
+def test_half_of_ten_times_as_many_files_takes_at_most_ten_times_as_long(
+    client: Client, hub: Hub, store: Store
+) -> None:
+    """.ci/run has the oldest Python run it, too: its `fnmatch` forgets more."""
+    seconds = []
+    for count in (100, 1000):
+        files = {f"{number}.txt": str(number).encode() for number in range(count)}
+        lay(client.work / "folder", files)
+        store.add(MODEL, {name: files[name] for name in list(files)[::2]})
+        result = upload(client)
+        assert result.code == 0, result
+        assert uploaded(store) == files
+        seconds.append(result.seconds)
+    assert seconds[1] < 10 * seconds[0]
+    assert len(hub.requests("commit")) == 1 + 3  # 50 files; 500 files, 200 for a call of the SDK
