@@ -12,7 +12,6 @@ model failed, 2 that only the draft model did.
 
 import argparse
 import contextlib
-import errno
 import functools
 import logging
 import os
@@ -24,15 +23,16 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from errno import ENOENT, ENOSPC
 from pathlib import Path, PureWindowsPath
 from typing import Any, ClassVar, NoReturn, TextIO
 
-# The SDK reads its settings when it is imported; what the user has set stays.
-# A file may take as long as it needs; what stalls or crawls still ends by other limits of the SDK.
+# The SDK reads its settings when it is imported; values that the user has set are kept.
+# A file may take as long as it needs; the SDK's other limits still end a stalled or crawling one.
 os.environ.setdefault("MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT", str(30 * 24 * 3600))
 # A second run waits as long for a file that the first one is fetching.
 os.environ.setdefault("MODELSCOPE_DOWNLOAD_FILE_LOCK_TIMEOUT_SECONDS", str(30 * 24 * 3600))
-# Large files come in parts over several connections, as most links give one only a share.
+# Large files come in parts, as one connection rarely gets the full bandwidth.
 os.environ.setdefault("MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS", "8")
 os.environ.setdefault("MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB", "128")
 os.environ.setdefault("MODELSCOPE_DOWNLOAD_PART_SIZE_MB", "24")
@@ -41,7 +41,7 @@ if __name__ == "__main__":  # the SDK would import torch, which takes seconds an
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 try:
-    import modelscope_hub  # does the work behind `modelscope`; its own HubApi lists digests
+    import modelscope_hub  # the layer below `modelscope`; only its HubApi lists digests
     from modelscope import snapshot_download
     from modelscope.hub.api import HubApi
     from modelscope_hub import FileInfo, FileIntegrityError, ProgressCallback, constants
@@ -55,7 +55,7 @@ DEFAULT_MODEL = "YukinoStuki/Qwen3-4B-Plus-Merged"
 DEFAULT_REVISION = "master"
 FILES_AT_ONCE = 32  # as many connections as the SDK keeps open
 LARGE_AT_ONCE = 4  # files that come in parts, each over several connections
-MANY_LARGE = 16  # so many large files come no faster in parts, which are written twice
+MANY_LARGE = 16  # from so many large files on, parts gain nothing, and are written twice
 DOWNLOAD_REPO = modelscope_hub.HubApi.download_repo
 Files = dict[str, FileInfo]  # by name, what the hub lists: size in bytes, sha256
 
@@ -133,8 +133,8 @@ def download(model_id: str, revision: str, cache_dir: str) -> Path:
         folder = Path(str(error.cache_dir))
     existing = take_stock(folder, files)
     spare = check_space(folder, sum(max(0, f.size - existing[n]) for n, f in files.items()))
-    to_come = sum(f.size for n, f in files.items() if existing[n] != f.size)
-    show_progress(to_come, lambda: fetch_files(fetch, folder, files, spare))
+    total = sum(f.size for n, f in files.items() if existing[n] != f.size)
+    show_progress(total, lambda: fetch_files(fetch, folder, files, spare))
     check_folder(folder, files)
     return folder
 
@@ -151,7 +151,7 @@ def list_files(api: Any, model_id: str, revision: str) -> Files:
         try:
             entries = api.list_repo_files(model_id, "model", revision=revision)
             files = {entry.path: entry for entry in entries if not entry.is_dir}
-            if files:  # none also for an error that the hub answers as HTTP 200
+            if files:  # there are none if the hub answers an error as HTTP 200, too
                 break
             raise LookupError(f"the hub lists no files in {model_id} (revision={revision})")
         except Exception as error:  # whatever kept the list from being read
@@ -186,7 +186,7 @@ def scan(folder: Path) -> set[str]:
 
 
 def take_stock(folder: Path, files: Files) -> Counter[str]:
-    """Count the bytes that are there of each file, and rename an unfinished one that is whole."""
+    """Return the bytes on disk for each file; rename an `.incomplete` that has all its bytes."""
     existing: Counter[str] = Counter()
     for name in scan(folder):
         with contextlib.suppress(FileNotFoundError):  # another run may finish it meanwhile
@@ -199,14 +199,14 @@ def take_stock(folder: Path, files: Files) -> Counter[str]:
 
 
 def check_space(folder: Path, missing: int) -> int:
-    """Return how many bytes stay free after the download; raise OSError for fewer than none."""
+    """Return how many bytes stay free after the download; raise OSError if there is too little."""
     parent = next(each for each in (folder, *folder.parents) if each.exists())
     disk = shutil.disk_usage(parent)
     is_root = sys.platform != "win32" and os.geteuid() == 0
-    free = disk.total - disk.used if is_root else disk.free  # some is kept for root
-    if missing > free and disk.total:  # some file systems tell nothing
+    free = disk.total - disk.used if is_root else disk.free  # some is reserved for root
+    if missing > free and disk.total:  # some file systems report 0
         reason = f"{missing} bytes are still to come, and {free} are free"
-        raise OSError(errno.ENOSPC, reason, str(parent))
+        raise OSError(ENOSPC, reason, str(parent))
     return free - missing
 
 
@@ -214,13 +214,13 @@ def check_folder(folder: Path, files: Files) -> None:
     """Raise FileNotFoundError unless `folder` has all of `files`; warn about what else it has."""
     on_disk = scan(folder)
     if missing := sorted(files.keys() - on_disk):
-        raise FileNotFoundError(errno.ENOENT, f"missing after the download: {missing}", str(folder))
+        raise FileNotFoundError(ENOENT, f"missing after the download: {missing}", str(folder))
     if extra := sorted(on_disk - files.keys()):
         warn(f"WARNING: not in this revision, but in {folder}: {extra}")
 
 
 class Progress(ProgressCallback):
-    """Made by the SDK for each file; what is there of it counts, too. All count into one bar."""
+    """Made by the SDK for each file; all count into one bar, which never passes its end."""
 
     bar: ClassVar[Any]
 
@@ -232,15 +232,15 @@ class Progress(ProgressCallback):
 def fetch_files(fetch: Callable[..., str], folder: Path, files: Files, spare: int) -> None:
     """Let the SDK download `files`; those that failed are tried once more.
 
-    Not when the disk refused or a digest was wrong: the SDK has tried that three times by then. A
-    file without a part goes in one stream: a proxy may refuse parts, a listed size may be wrong.
+    Not after a disk error, or a wrong digest, which the SDK has tried three times. The second try
+    is in one stream, as a proxy may refuse parts, except where parts have come.
     """
     try:
         fetch_listed(fetch, files, choose_sized(folder, files, spare))
     except modelscope_hub.FileDownloadError as error:
-        causes = error.failed_files.values()
-        is_disk = any(getattr(cause.__cause__ or cause, "filename", None) for cause in causes)
-        if is_disk or FileIntegrityError in map(type, causes):  # a wrong size is a subclass of it
+        causes = [cause.__cause__ or cause for cause in error.failed_files.values()]
+        local = [c for c in causes if isinstance(c, OSError) and (c.filename or c.errno == ENOSPC)]
+        if local or FileIntegrityError in map(type, causes):  # a wrong size is a subclass of it
             raise
         failed = {name: files[name] for name in error.failed_files}
         pause(f"{len(failed)} of {len(files)} files failed")
@@ -248,27 +248,27 @@ def fetch_files(fetch: Callable[..., str], folder: Path, files: Files, spare: in
 
 
 def choose_sized(folder: Path, files: Files, spare: int) -> set[str]:
-    """Return the files to give a size: small ones, and few large ones, which then come in parts."""
-    new = {name for name in files if not Path(folder, name).exists()}  # else the digest decides
+    """Return the files whose size the SDK may know: it fetches large ones of these in parts."""
+    new = {name for name in files if not Path(folder, name).exists()}  # others go by digest alone
     small = {name for name in new if files[name].size <= LARGE}
-    large = {name for name in new - small if len(name.encode()) < 200}  # its parts' are longer
+    large = {n for n in new - small if len(os.path.basename(n).encode()) < 200}  # parts add to it
     if len(large) >= MANY_LARGE or spare < 2 * LARGE_AT_ONCE * constants.DOWNLOAD_PART_SIZE:
         return small | find_begun(folder, files)
     return small | {name for name in large if not Path(folder, f"{name}.incomplete").exists()}
 
 
 def find_begun(folder: Path, files: Files) -> set[str]:
-    """Return the files of which a part is there."""
+    """Return the files that have parts on disk."""
     return {re.sub(r"_\d+_\d+$", "", name) for name in scan(folder) - files.keys()} & files.keys()
 
 
 def fetch_listed(fetch: Callable[..., str], files: Files, sized: set[str]) -> None:
-    """Let `snapshot_download` fetch `files`: it takes no list, so `download_repo` gets it here."""
+    """Fetch `files`: `snapshot_download` takes no list, so its `download_repo` is given one."""
     # With a size, the SDK fetches a large file in parts; without one, the digest alone decides.
     sizes = {n: f.size or None for n, f in files.items() if n in sized or not f.sha256}
     entries = [{"Path": n, "Sha256": f.sha256, "Size": sizes.get(n)} for n, f in files.items()]
-    listed: Any = functools.partialmethod(DOWNLOAD_REPO, file_list=entries)
-    modelscope_hub.HubApi.download_repo = listed  # type: ignore[method-assign]
+    patched: Any = functools.partialmethod(DOWNLOAD_REPO, file_list=entries)
+    modelscope_hub.HubApi.download_repo = patched  # type: ignore[method-assign]
     at_once = LARGE_AT_ONCE if any(files[n].size > LARGE for n in sized) else FILES_AT_ONCE
     fetch(max_workers=at_once, progress_callbacks=[Progress])
 
@@ -289,7 +289,7 @@ def report(failed: str, error: Exception) -> None:
 
 
 # --- the same in `upload_model.py`, as each script is copied alone --------------------------------
-TOKENS = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")  # the variables; the first one wins
+TOKENS = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")  # the upload takes the first that is set
 AROUND = " \t\r\n'\""  # what may stand around a token: `docker run --env-file` keeps quotes
 SECRETS: set[str] = set()
 IN_ADDRESSES = re.compile(r"(?i)(//)\S+(?=@)|(\?)\S*(?:key|sign|token)\w*=\S+")
@@ -318,7 +318,7 @@ def hide_in_log(record: logging.LogRecord) -> bool:
 
 
 def hide_tokens(token: str) -> None:
-    """Unset the variables, a blank one hides a login; print no token from now on."""
+    """Unset the variables, as a blank one would hide a stored login; mask tokens from now on."""
     tokens = [token, *(os.environ.pop(name, "") for name in TOKENS)]
     with contextlib.suppress(Exception):  # the SDK reports a stored login that cannot be read
         tokens.append(modelscope_hub.get_default_config().token or "")
@@ -329,7 +329,7 @@ def log_in(token: str) -> None:
     """Log in, and let the SDK store the login; raise ValueError for what cannot be a token."""
     if not (token.isascii() and token.isprintable()):
         raise ValueError("the token has characters that cannot occur in a token; copy it again")
-    os.environ.setdefault("NETRC", os.devnull)  # whose login would be sent in the token's place
+    os.environ.setdefault("NETRC", os.devnull)  # a ~/.netrc would replace the token
     HubApi().login(token)
 
 
@@ -346,7 +346,7 @@ def advise(error: BaseException | None) -> None:
 
 
 def show_progress(total: int, work: Callable[[], object]) -> None:
-    """Run `work` beside a bar over `total` bytes; a log gets it as a line every ten seconds."""
+    """Run `work` beside a bar of `total` bytes; in a log, print it as a line every ten seconds."""
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
     style = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3}
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
@@ -362,13 +362,13 @@ def show_progress(total: int, work: Callable[[], object]) -> None:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """End with 1, as 2 means a failed draft; show nothing that was typed: it may be a token."""
+        """End with 1, as 2 means a failed draft model; show nothing typed: it may be a token."""
         self.exit(1, f"{self.format_usage()}error: unknown option or missing value (see -h)\n")
 
 
 def end_on_signal(number: int, frame: object) -> None:
     """End at once: Python would wait for the transfers."""
-    with contextlib.suppress(OSError):  # the reader of the log may have ended by the same Ctrl-C
+    with contextlib.suppress(OSError):  # the log's reader may be gone after the same Ctrl-C
         os.write(2, b"\n" * os.isatty(2) + b"Interrupted. Run the same command again to resume.\n")
     os._exit(128 + number)
 
@@ -380,6 +380,6 @@ if __name__ == "__main__":
         for handler in (logging.lastResort, *logging.getLogger(name).handlers):
             handler.addFilter(hide_in_log)  # type: ignore
     for number in {signal.SIGINT, signal.SIGTERM}:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's `&` sets it
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background job
             signal.signal(number, end_on_signal)
     os._exit(main())  # Python would wait for running threads

@@ -23,13 +23,13 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, TextIO
 
-# Read at the SDK's import: seconds to wait for the answer to a blob (its own default: an hour).
+# Read at the SDK's import: seconds to wait for the answer to a blob (the SDK's default: an hour).
 os.environ.setdefault("MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS", "600")
 if __name__ == "__main__":  # the SDK would import torch, which takes seconds and may fail
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 try:
-    import modelscope_hub  # does the work behind `modelscope`; its own HubApi lists digests
+    import modelscope_hub  # the layer below `modelscope`; only its HubApi lists digests
     from modelscope.hub.api import HubApi
     from modelscope_hub import constants
     from modelscope_hub.utils import compute_hash
@@ -39,13 +39,13 @@ except Exception as error:  # missing, too old, or broken by a bad setting
 
 DEFAULT_REPO = "YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
 DEFAULT_FOLDER = "model/YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
-# Skipped: version control, caches, what the SDK keeps of downloads and uploads.
-NOT_MODEL = {".git", ".cache", ".modelscope", "._____temp", ".msc", ".mdl", ".mv", ".lock"}
-NOT_MODEL |= {constants.UPLOAD_CACHE_FILE, constants.UPLOAD_LEGACY_PROGRESS_FILE}
-# Skipped with a warning: secrets, unfinished downloads, what macOS adds on a shared disk.
-KEPT_BACK = [".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*"]
-KEPT_BACK += [f"credentials/{name}" for name in ("cookies", "git_token", "session", "user")]
-KEPT_BACK += ["*.incomplete", "*.parallel_tmp", f"*.*_[0-9]*_{'[0-9]' * 6}*[0-9]", "._*"]
+# Left out: version control, caches, what the SDK keeps of downloads and uploads.
+SKIPPED = {".git", ".cache", ".modelscope", "._____temp", ".msc", ".mdl", ".mv", ".lock"}
+SKIPPED |= {constants.UPLOAD_CACHE_FILE, constants.UPLOAD_LEGACY_PROGRESS_FILE}
+# Left out with a warning: secrets, logins, unfinished downloads, what macOS adds to a share.
+WARNED_OF = [".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*"]
+WARNED_OF += [f"credentials/{name}" for name in ("cookies", "git_token", "session", "user")]
+WARNED_OF += ["*.incomplete", "*.parallel_tmp", f"*.*_[0-9]*_{'[0-9]' * 6}*[0-9]", "._*"]
 NAMES_AT_ONCE = 200  # for a call of the SDK, which matches each with every file of the folder
 SMALL_AT_ONCE = 32  # small files wait for answers, not for the link
 Sizes = dict[str, int]  # by name, in bytes
@@ -73,7 +73,7 @@ def main() -> int:
     """Check the arguments, log in, upload the folder; return the exit code."""
     args = _parse_args()
     token = args.token.strip(AROUND) or _env_token()
-    hide_tokens(args.token)
+    hide_tokens(args.token)  # and unset the variables, which have been read
     try:
         folder = check_arguments(args.repo_id, args.model_dir)
         if token:
@@ -100,7 +100,7 @@ class PlainError(Exception):
 
 
 def check_arguments(repo_id: str, model_dir: str) -> Path:
-    """Return the folder; raise PlainError without one, and warn about one that lacks key files."""
+    """Return the folder; raise PlainError if it is missing, and warn if key files are."""
     if not re.fullmatch("[^/]+/[^/]+", repo_id):
         raise PlainError(f"仓库 ID 应为 OWNER/NAME：{repo_id!r}（--repo-id / REPO_ID）")
     folder = Path(model_dir).expanduser()
@@ -121,7 +121,7 @@ def upload(repo_id: str, folder: Path, message: str) -> None:
     pool = ThreadPoolExecutor(1)  # hashes while the SDK sends
     digests = {name: pool.submit(compute_hash, folder / name, "sha256") for name in sizes}
     missing = sizes
-    # A failed probe proves nothing; a hub out of reach, a NetworkError, fails the upload anyway.
+    # Without a usable list, upload all. A NetworkError ends the run: the hub cannot be reached.
     with contextlib.suppress(modelscope_hub.APIError, ValueError, TypeError, AttributeError):
         missing = find_missing(repo_id, sizes, digests, strict=True)
     warn(f"{len(missing)} of {len(sizes)} files to upload; the hub has the rest")
@@ -135,12 +135,12 @@ def upload(repo_id: str, folder: Path, message: str) -> None:
 
 
 def list_folder(folder: Path) -> Sizes:
-    """Return the files that go up; warn about those that stay behind."""
+    """Return the files to upload; warn about those that are left out."""
     credentials = modelscope_hub.get_default_config().credentials_dir.resolve()
     sizes, kept_back = {}, []
     for path in walk(folder):
         name = path.relative_to(folder).as_posix()
-        is_excluded = any(map(Path(name.lower()).match, KEPT_BACK))
+        is_excluded = any(map(Path(name.lower()).match, WARNED_OF))
         is_excluded |= path.resolve().is_relative_to(credentials)
         if path.is_file() and not is_excluded:
             sizes[name] = path.stat().st_size
@@ -154,9 +154,9 @@ def list_folder(folder: Path) -> Sizes:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Give each entry that is not a folder; raise for what the SDK would skip without a word."""
+    """Yield each entry that is not a folder; raise for what the SDK would skip silently."""
     for path in sorted(folder.iterdir()):  # raises for a folder that cannot be read
-        if path.name in NOT_MODEL:
+        if path.name in SKIPPED:
             continue
         path.stat()  # raises for a link that leads nowhere
         if not path.is_dir():
@@ -168,12 +168,12 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def require_repo(repo_id: str) -> None:
-    """Raise LookupError for a missing repo, a likely slip: the SDK would create it, public."""
-    modelscope_hub.HubApi.create_repo = lambda *args, **settings: None  # type: ignore
+    """Raise LookupError for a missing repo, probably a typo: the SDK would create it, public."""
+    modelscope_hub.HubApi.create_repo = lambda *args, **settings: None  # type: ignore  # never
     api = modelscope_hub.HubApi()
     try:
         found: Any = api.repo_exists(repo_id, "model")
-        found = found or api.list_repo_revisions(repo_id, "model")  # false 404s are seen
+        found = found or api.list_repo_revisions(repo_id, "model")  # 404 may be wrong
     except modelscope_hub.NotExistError:
         found = False
     except Exception:  # a failed probe proves nothing
@@ -184,7 +184,7 @@ def require_repo(repo_id: str) -> None:
 
 
 def find_missing(repo_id: str, sizes: Sizes, digests: dict[str, Any], strict: bool) -> Sizes:
-    """Return what the hub does not list as it is here; `strict`: also what it lists undigested."""
+    """Return the files that the hub lacks or lists otherwise; if `strict`, or without a digest."""
     missing = dict(sizes)
     for file in modelscope_hub.HubApi().list_repo_files(repo_id, "model"):
         if file.path in sizes:
@@ -198,7 +198,7 @@ def find_missing(repo_id: str, sizes: Sizes, digests: dict[str, Any], strict: bo
 def await_list(repo_id: str, sizes: Sizes, digests: dict[str, Any]) -> None:
     """Wait until nothing is missing in the hub's list, which may lag behind a commit."""
     deadline = time.monotonic() + min(60, constants.REPO_TREE_LIST_TIMEOUT_SECONDS)
-    for tries in range(1, 99):
+    for tries in range(1, 99):  # until the deadline
         try:
             missing, cause = find_missing(repo_id, sizes, digests, strict=False), None
         except Exception as error:  # whatever keeps the list from being read
@@ -215,7 +215,7 @@ def await_list(repo_id: str, sizes: Sizes, digests: dict[str, Any]) -> None:
 
 
 class Progress:
-    """Its `update` stands in for that of the SDK's bars, one for each file: all count into one."""
+    """Its `update` replaces that of the SDK's bars, one for each file; all count into this one."""
 
     bar: ClassVar[Any]
 
@@ -225,9 +225,9 @@ class Progress:
 
 
 def send_files(repo_id: str, folder: Path, message: str, missing: Sizes) -> None:
-    """Let the SDK upload what is missing, a share at a time."""
+    """Let the SDK upload what is missing, in shares."""
     auto.tqdm.update = Progress.update  # called by the SDK also where it shows no bar
-    is_small = max(missing.values()) <= constants.UPLOAD_BLOB_PROGRESS_THRESHOLD_BYTES
+    all_small = max(missing.values()) <= constants.UPLOAD_BLOB_PROGRESS_THRESHOLD_BYTES
     api, names = HubApi(), list(missing)
     for start in range(0, len(names), NAMES_AT_ONCE):
         with contextlib.redirect_stdout(sys.stderr):  # the SDK prints a report
@@ -236,7 +236,7 @@ def send_files(repo_id: str, folder: Path, message: str, missing: Sizes) -> None
                 folder_path=folder,
                 commit_message=message,
                 allow_patterns=list(map(glob.escape, names[start : start + NAMES_AT_ONCE])),
-                max_workers=SMALL_AT_ONCE if is_small else None,
+                max_workers=SMALL_AT_ONCE if all_small else None,
                 use_cache=False,  # no record in the folder
                 disable_tqdm=True,
             )
@@ -244,7 +244,7 @@ def send_files(repo_id: str, folder: Path, message: str, missing: Sizes) -> None
 
 
 # --- the same in `download_model.py`, as each script is copied alone ------------------------------
-TOKENS = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")  # the variables; the first one wins
+TOKENS = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")  # the upload takes the first that is set
 AROUND = " \t\r\n'\""  # what may stand around a token: `docker run --env-file` keeps quotes
 SECRETS: set[str] = set()
 IN_ADDRESSES = re.compile(r"(?i)(//)\S+(?=@)|(\?)\S*(?:key|sign|token)\w*=\S+")
@@ -273,7 +273,7 @@ def hide_in_log(record: logging.LogRecord) -> bool:
 
 
 def hide_tokens(token: str) -> None:
-    """Unset the variables, a blank one hides a login; print no token from now on."""
+    """Unset the variables, as a blank one would hide a stored login; mask tokens from now on."""
     tokens = [token, *(os.environ.pop(name, "") for name in TOKENS)]
     with contextlib.suppress(Exception):  # the SDK reports a stored login that cannot be read
         tokens.append(modelscope_hub.get_default_config().token or "")
@@ -284,7 +284,7 @@ def log_in(token: str) -> None:
     """Log in, and let the SDK store the login; raise ValueError for what cannot be a token."""
     if not (token.isascii() and token.isprintable()):
         raise ValueError("the token has characters that cannot occur in a token; copy it again")
-    os.environ.setdefault("NETRC", os.devnull)  # whose login would be sent in the token's place
+    os.environ.setdefault("NETRC", os.devnull)  # a ~/.netrc would replace the token
     HubApi().login(token)
 
 
@@ -301,7 +301,7 @@ def advise(error: BaseException | None) -> None:
 
 
 def show_progress(total: int, work: Callable[[], object]) -> None:
-    """Run `work` beside a bar over `total` bytes; a log gets it as a line every ten seconds."""
+    """Run `work` beside a bar of `total` bytes; in a log, print it as a line every ten seconds."""
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
     style = {"desc": "Total", "unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3}
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
@@ -317,13 +317,13 @@ def show_progress(total: int, work: Callable[[], object]) -> None:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """End with 1, as 2 means a failed draft; show nothing that was typed: it may be a token."""
+        """End with 1, as 2 means a failed draft model; show nothing typed: it may be a token."""
         self.exit(1, f"{self.format_usage()}error: unknown option or missing value (see -h)\n")
 
 
 def end_on_signal(number: int, frame: object) -> None:
     """End at once: Python would wait for the transfers."""
-    with contextlib.suppress(OSError):  # the reader of the log may have ended by the same Ctrl-C
+    with contextlib.suppress(OSError):  # the log's reader may be gone after the same Ctrl-C
         os.write(2, b"\n" * os.isatty(2) + b"Interrupted. Run the same command again to resume.\n")
     os._exit(128 + number)
 
@@ -335,6 +335,6 @@ if __name__ == "__main__":
         for handler in (logging.lastResort, *logging.getLogger(name).handlers):
             handler.addFilter(hide_in_log)  # type: ignore
     for number in {signal.SIGINT, signal.SIGTERM}:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as a shell's `&` sets it
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background job
             signal.signal(number, end_on_signal)
     os._exit(main())  # Python would wait for running threads
