@@ -94,9 +94,10 @@ def add_token(store: Store, tmp_path: Path, owner: str = "alice") -> str:
 
 
 def readme_build(word: str) -> str:
-    """The one command of the README that builds with `word`."""
-    [line] = {x for x in README.splitlines() if x.startswith("docker build ") and word in x}
-    return line
+    """The one command of the README that builds with `word`, on a line of its own or in one."""
+    commands = re.findall(r"(?:^|`)(docker build [^`\n]+ \.)(?:`|$)", README, re.MULTILINE)
+    [command] = {command for command in commands if word in command}
+    return command
 
 
 def assert_fails(result: Result, code: int, line: str) -> None:
@@ -113,12 +114,16 @@ def test_quick_start_builds_both_models_and_lists_what_the_readme_shows(
     clone: Clone, store: Store
 ) -> None:
     commands, shown = re.search(QUICK_START, README, re.MULTILINE | re.DOTALL).groups()
-    models = {"main": "Qwen/Qwen3-8B", "draft": "Qwen/Qwen3-0.6B"}
+    models = {"draft": "Qwen/Qwen3-0.6B", "main": "Qwen/Qwen3-8B"}
     for name in models.values():
-        store.add(name, {file: name.encode() for file in shown.split()})
+        store.add(name, {"config.json": b"{}", "model.safetensors": name.encode()})
     assert clone.run(commands).out == shown
+    assert shown.split() == [*models]
     for folder, name in models.items():
-        assert set(clone.docker.held(f"app/model/{folder}").values()) == {name.encode()}
+        held = clone.docker.held(f"app/model/{folder}")
+        assert held == {"config.json": b"{}", "model.safetensors": name.encode()}
+    check = re.search(r"`(docker run .*? /app/model/main)`", README)[1]
+    assert clone.run(check).out.split() == ["config.json", "model.safetensors"]
 
 
 def test_weights_are_the_files_alone_and_a_rebuild_gives_the_same_layer(
@@ -335,6 +340,20 @@ def test_build_with_the_recipe_downloads_only_when_a_model_has_moved(
     assert clone.docker.held("app/model/draft") == {"config.json": b"moved"}
 
 
+def test_recipe_builds_the_revisions_that_it_has_looked_at_with_a_draft_that_may_be_missing(
+    clone: Clone, store: Store
+) -> None:
+    store.add("Qwen/Qwen3-8B", {"config.json": b"master"})
+    store.add("Qwen/Qwen3-8B", {"config.json": b"v1.0"}, revision="v1.0")
+    clone.run(f"export MODEL_REVISION=v1.0 SPEC_DRAFT_OPTIONAL=1\n{RECIPE}")
+    assert clone.docker.held("app/model") == {"main/config.json": b"v1.0"}
+    store.add("Qwen/Qwen3-0.6B", {"config.json": b"master"})
+    store.add("Qwen/Qwen3-0.6B", {"config.json": b"v2.0"}, revision="v2.0")
+    clone.run(f"export SPEC_DRAFT_MODEL_REVISION=v2.0\n{RECIPE}")
+    expected = {"main/config.json": b"master", "draft/config.json": b"v2.0"}
+    assert clone.docker.held("app/model") == expected
+
+
 @pytest.mark.parametrize("broken", ["no model", "no files", "no draft files"])
 def test_recipe_fails_and_builds_nothing_when_a_list_cannot_be_had(
     clone: Clone, store: Store, broken: str
@@ -350,8 +369,13 @@ def test_recipe_fails_and_builds_nothing_when_a_list_cannot_be_had(
 
 
 @pytest.mark.parametrize("name", ["github", "gitlab"])
-def test_example_of_a_pipeline_has_the_recipe(name: str) -> None:
+def test_example_of_a_pipeline_has_the_recipe_and_gives_the_build_what_it_looks_at(
+    name: str,
+) -> None:
     example = (ROOT / f".ci/examples/{name}.yml").read_text()
+    looked_at = {*re.findall(r"(?:environ\[|getenv\()\"(\w+)\"", RECIPE), "MODELSCOPE_ENDPOINT"}
+    for text in (RECIPE, example):
+        assert looked_at <= {*re.findall(r"--build-arg (\w+)(?: |$)", text, re.MULTILINE)}
     lines = ["\n".join(map(str.strip, text.splitlines())) for text in (RECIPE, example)]
     assert lines[0].split("\n", 1)[1].split(" && ")[0] in lines[1]
 

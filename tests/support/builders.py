@@ -27,7 +27,8 @@ PATHS = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LOOPBACK = "127.0.0.1"
 DEADLINE = 300  # seconds for a command
 
-# Of `docker run`, no more than the README has: --rm --network NETWORK IMAGE COMMAND.
+# Of `docker run`, no more than the README has:
+# --rm --network NETWORK [--entrypoint COMMAND] IMAGE [COMMAND] ARGUMENTS
 DOCKER = """#!/bin/sh
 export TMPDIR={root}
 case $1 in
@@ -37,8 +38,10 @@ case $1 in
             --build-arg MODELSCOPE_ENDPOINT "$@" >&2 ;;
     run)
         if [ "$4" = none ]; then alone="unshare --net"; fi
-        container=$({buildah} from --pull-never "$5") && shift 5
-        $alone {buildah} run --isolation chroot "$container" -- "$@"
+        shift 4
+        if [ "$1" = --entrypoint ]; then command=$2; shift 2; fi
+        container=$({buildah} from --pull-never "$1") && shift
+        $alone {buildah} run --isolation chroot "$container" -- $command "$@"
         code=$?
         {buildah} rm "$container" >/dev/null
         exit $code ;;
