@@ -55,7 +55,7 @@ DEFAULT_MODEL = "YukinoStuki/Qwen3-4B-Plus-Merged"
 DEFAULT_REVISION = "master"
 FILES_AT_ONCE = 32  # as many connections as the SDK keeps open
 LARGE_AT_ONCE = 4  # files that come in parts, each over several connections
-MANY_LARGE = 16  # from so many large files on, parts gain nothing, and are written twice
+MANY_LARGE = 12  # from so many large files on, parts gain nothing, and are written twice
 DOWNLOAD_REPO = modelscope_hub.HubApi.download_repo
 Files = dict[str, FileInfo]  # by name, what the hub lists: size in bytes, sha256
 
