@@ -52,8 +52,8 @@ DOWNLOAD_FAULTS = [
     ("++ +- .. .. ..", "Success is false", REFUSED),
     ("-- +- .. .. ..", "no data", NO_DATA),
     ("-- +- .. .. ..", "cut JSON", CUT_JSON),
-    (".. .. .. +- +-", "reset midway", faults.truncate(200_000)),
-    (".. .. .. +- +?", "stall midway", faults.stall(200_000)),
+    (".. .. .. ++ ++", "reset midway", faults.truncate(200_000)),
+    (".. .. .. ++ +?", "stall midway", faults.stall(200_000)),
     (".. .. .. +- +-", "a byte a second", faults.slow(1)),
     (".. .. .. +- +-", "too short", faults.short(1000)),
     (".. .. .. ++ ++", "longer than it says", faults.long(1000, announced=False)),
@@ -117,7 +117,8 @@ def assert_ends(result: Result, ending: str, client: Client) -> None:
     """It ends as told, says the cause of a failure, and shows neither a traceback nor the token."""
     shown = result.out + result.err
     assert ending in {0: "+?", 1: "-?"}.get(result.code, ""), result
-    assert result.code == 0 or re.search(r"(FAILED|ERROR): .*\w+\(.+\)", shown), result
+    told = re.search(r"(FAILED|ERROR): (.*\w+\(.+\)|仓库 \S+ 不存在)", shown)
+    assert result.code == 0 or told, result
     assert "Traceback" not in shown, result
     assert client.env["MODELSCOPE_API_TOKEN"] not in shown, result
 

@@ -33,6 +33,7 @@ HOMES = {"MODELSCOPE_HOME": "home", "MODELSCOPE_CACHE": "home/cache"}
 IS_ROOT = sys.platform != "win32" and os.geteuid() == 0
 # Root may write everywhere, unless it gives that right up.
 NO_OVERRIDE = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"] if IS_ROOT else []
+NEW_USER = ["unshare", "--user", "--map-user=12345"]  # whom the system doesn't know
 # Starts a command with both of its streams in one pipe, or without standard input.
 ONE_PIPE = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:], stderr=sys.stdout))"
 NO_INPUT = "import os, subprocess, sys; os.close(0); sys.exit(subprocess.call(sys.argv[1:]))"
@@ -199,7 +200,7 @@ def test_lines_of_both_streams_come_in_order_and_at_once(
     lines = [process.stdout.readline()]  # while the hub still thinks
     release.set()
     lines += process.stdout
-    expected = ["Uploading", "WARNING", "5 of 5", "Upload finished."]
+    expected = ["Uploading", "WARNING", "共 5 个文件", "Upload finished."]
     if not job.is_upload:
         expected = ["Using", "WARNING", "Model download s", "Resolved", "[spec] Do", "[spec] Dr"]
     lines = [line for line in lines if line.startswith(tuple(expected))]
@@ -208,6 +209,23 @@ def test_lines_of_both_streams_come_in_order_and_at_once(
 
 def test_parent_without_a_home_and_standard_input_is_enough(job: Job) -> None:
     job.check(job.run(before=[sys.executable, "-c", NO_INPUT], HOME=None, **HOMES))
+
+
+@pytest.mark.parametrize(
+    ("before", "env", "cause"),
+    [
+        (NEW_USER, {"HOME": None}, "RuntimeError('Could not determine home directory.')"),
+        ([], {"MODELSCOPE_LOG_LEVEL": "DEBUG"}, "ValueError("),
+    ],
+)
+def test_sdk_that_cannot_start_is_not_said_to_be_missing(
+    job: Job, before: list[str], env: dict[str, str | None], cause: str
+) -> None:
+    if before and (sys.platform != "linux" or subprocess.run([*before, "true"]).returncode):
+        pytest.skip("nobody can become another user here")
+    result = job.run(before=before, **env)
+    assert_failed(result, cause)
+    assert (result.err.count("\n") <= 2, "install" in result.err) == (True, False), result
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin", "linux"])
@@ -285,7 +303,6 @@ NONSENSE = {
     ("job", "route", "kind"),
     [
         ("download", "login", "html"),
-        ("download", "list", "throttled"),
         ("download", "list", "html"),
         ("download", "list", "json"),
         ("upload", "login", "throttled"),

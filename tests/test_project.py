@@ -111,7 +111,7 @@ def test_table_of_variables_names_those_of_the_sdk_with_the_scripts_own_defaults
     known = "".join((SDK / name).read_text("utf-8") for name in ("constants.py", "config.py"))
     assert all(f'"{name}"' in known for row in rows for name in codes(row[0]))
     defaults = re.findall(r'setdefault\("(MODELSCOPE_\w+)", "(\d+)"\)', source(*SCRIPTS))
-    assert len(defaults) == 4
+    assert len(defaults) == 3
     for name, value in defaults:
         assert any(name in codes(row[0]) and f"({value})" in row[1] for row in rows), name
 

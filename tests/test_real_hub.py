@@ -102,24 +102,6 @@ def test_repo_that_neither_site_has_is_not_created(real: RealHub, code: int, wor
 # --- its list and its files -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("envelope", [False, True], ids=["404", "200"])
-def test_error_of_the_list_has_its_meaning_in_either_form(
-    client: Client, store: Store, hub: Hub, envelope: bool
-) -> None:
-    hub.rules.envelope = envelope
-    store.add(MODEL, FILES)
-    store.add("alice/private", FILES, private=True)
-    unknown = "does not exist, or is private and needs a token"
-    for option, value, words in (
-        ("--revision", "main", "no revision 'main', but ['master']"),
-        ("--revision", COMMIT, COMMIT),  # whose list is only empty
-        ("--model_name", "alice/private", f"alice/private {unknown}"),
-        ("--model_name", "alice/none", f"alice/none {unknown}"),
-    ):
-        assert_failed(download(client, option, value), "Model download FAILED: ", words)
-    assert hub.requests("file") == []
-
-
 @pytest.mark.parametrize("form", [status(404), answers(ENVELOPE)], ids=["404", "200"])
 @pytest.mark.parametrize("revision", ["master", COMMIT])
 def test_list_that_cannot_be_read_once_is_read_again(
@@ -130,7 +112,7 @@ def test_list_that_cannot_be_read_once_is_read_again(
     result = download(client, "--revision", revision)
     assert result.code == 0, result
     assert tree(snapshot(client.work, revision=revision)) == FILES
-    assert "trying once more" in result.err
+    assert "trying again" in result.err
 
 
 @pytest.mark.parametrize("which", ["empty", "small"])
@@ -227,7 +209,7 @@ def test_refusal_of_a_stranger_is_shown(
     token = store.add_user(user) if user else ""
     result = upload(client, MODEL_DIR="other", MODELSCOPE_API_TOKEN=token)
     assert_failed(result, "ERROR: 上传失败：", words)
-    assert ("请设置 MODELSCOPE_API_TOKEN 或使用 --token 后重试" in result.err) == (not token)
+    assert ("设置 MODELSCOPE_API_TOKEN 或" in result.err) == (not token)
     assert uploaded(store) == {}
 
 

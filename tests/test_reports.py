@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import time
 
@@ -138,6 +139,20 @@ def test_hub_that_denies_a_model_that_is_there_is_not_believed(
     both(client, store)
 
 
+@pytest.mark.parametrize(("code", "probes"), [(429, []), (500, ["info", "revisions"])])
+@pytest.mark.usefixtures("model")
+def test_hub_that_says_come_back_in_an_hour_is_not_waited_for(
+    client: Client, hub: Hub, code: int, probes: list[str]
+) -> None:
+    """huggingface/huggingface_hub#3342: `Retry-After: 3600`, and the run hangs for hours."""
+    for route in ("list", *probes):
+        hub.always(route, status(code if route == "list" else 429, Retry_After="3600"))
+    result = download(client, MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS="2")
+    assert_failed(result, "FAILED: ", f"Error('status {code}')")
+    assert result.seconds < 30
+    assert {request.route for request in hub.log} == {"list", *probes}
+
+
 @pytest.mark.usefixtures("model")
 def test_proxy_that_refuses_ranges_gets_the_model_in_one_stream(client: Client, hub: Hub) -> None:
     """modelscope/modelscope#197: a proxy answers 403 to every request for a range."""
@@ -226,6 +241,18 @@ def test_rename_that_is_refused_fails_with_its_paths(client: Client, number: int
     assert_failed(result, "    'config.json': ", f"[Errno {number}] no renames: {paths}")
 
 
+NOTHING_FREE = "return os.statvfs_result((4096, 4096, 1 << 20, 0, 0, 0, 0, 0, 0, 255))"
+
+
+@linux
+@pytest.mark.parametrize("does", [NOTHING_FREE, "raise OSError(95, 'Operation not supported')"])
+@pytest.mark.usefixtures("model")
+def test_disk_that_does_not_know_its_free_space_takes_a_model(client: Client, does: str) -> None:
+    """huggingface/huggingface_hub#3097: 0 bytes on BlobFuse; Cyberdrop-DL#1450: errno 95, sshfs."""
+    env = patch(client, f"import os\ndef statvfs(path): {does}\nos.statvfs = statvfs")
+    assert_downloaded(client, download(client, **env))
+
+
 NO_LOCKS = """
 import fcntl
 def flock(*args):
@@ -251,3 +278,32 @@ def test_name_of_240_letters_comes_though_its_parts_have_longer_ones(
     files = FILES | {f"{'x' * 228}.safetensors": FILES[BIG]}
     store.add(MODEL, files)
     assert_downloaded(client, download(client, **PARTS), files)
+
+
+@pytest.mark.usefixtures("token")
+def test_old_shards_that_the_repo_keeps_are_named(client: Client, store: Store, hub: Hub) -> None:
+    """Blaizzard/mlx-vlm#1464: a server that goes by the old index loads the old shards."""
+    index = "model.safetensors.index.json"
+    old = dict.fromkeys([*FILES, index, "q/old.gguf", "old.bin", "old.txt", ".gitattributes"], b"1")
+    store.add(MODEL, old)
+    lay(client.work / "folder", {"config.json": b"{}", "model.safetensors": FILES[BIG]})
+    for _ in range(2):
+        hub.log.clear()
+        result = upload(client)
+        assert result.code == 0, result
+        (named,) = re.findall("^WARNING: .*safetensors.*$", result.err, re.MULTILINE)
+        expected = {index, "q/old.gguf", "old.bin", BIG, BIG.replace("2-of", "1-of")}
+        assert set(re.findall("'(.+?)'", named)) == expected
+    assert not any(map(hub.requests, ("batch", "blob", "commit")))
+    assert uploaded(store) == old | tree(client.work / "folder")
+
+
+@pytest.mark.usefixtures("token")
+def test_git_lfs_pointer_is_not_taken_for_weights(client: Client, store: Store, hub: Hub) -> None:
+    """huggingface/diffusers#13559: a clone without git-lfs has pointers in place of the files."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 2560000\n" % 7
+    lay(client.work / "folder", FILES | {BIG: pointer})
+    store.add(MODEL)
+    result = upload(client)
+    assert_failed(result, "ERROR: 上传失败：", "git-lfs", BIG)
+    assert not any(map(hub.requests, ("batch", "blob", "commit")))

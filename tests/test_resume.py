@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import shutil
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.hub import Hub, Store, faults
+from tests.hub import Fault, Hub, Store, faults
 from tests.support.cases import BIG, FILES, MODEL, disk, download, on_terminal, snapshot, uploaded
 from tests.support.client import PARTS, Client, Process, kill, lay, tree, wait_until
 
@@ -20,6 +21,7 @@ OTHERS = {name: content for name, content in FILES.items() if name != BIG}
 TOTAL = sum(map(len, FILES.values()))
 NAMES = {"MODEL_ID": MODEL, "REPO_ID": MODEL, "MODEL_DIR": "folder"}
 PART = 1 << 20
+HALF = faults.changed(lambda body: body[: len(body) // 2], announced=False)
 PARTIAL, FIRST = f"{BIG}.incomplete", f"{BIG}_0_{PART - 1}"
 STARTS = range(0, SIZE, PART)
 IN_PARTS = {f"{BIG}_{i}_{min(i + PART, SIZE) - 1}": CONTENT[i : i + PART] for i in STARTS}
@@ -143,15 +145,42 @@ def test_space_check_counts_what_is_begun_but_no_stale_shard(
     assert sum(request.sent for request in hub.requests("file", BIG)) == sent
 
 
-def test_bar_goes_on_and_counts_no_stale_shard(client: Client, hub: Hub, cache: Path) -> None:
-    lay(cache, {**OTHERS, PARTIAL: CONTENT[:1_500_000], "stale.safetensors": CONTENT})
-    hub.queue("file", faults.slow(1e6), file=BIG)
+@pytest.mark.parametrize("age", [0, 90])
+def test_joined_parts_of_a_killed_run_go_and_those_of_a_running_one_count(
+    client: Client, hub: Hub, age: int
+) -> None:
+    """The disk has room for the model and half again."""
+    with disk(client.work / "cache", "4m") as cache:
+        joined = snapshot(cache) / f"{BIG}.parallel_tmp"
+        lay(joined.parent, {joined.name: CONTENT[: 2 * PART]})
+        os.utime(joined, (time.time() - age,) * 2)
+        found: list[bool] = []
+        end = faults.first(lambda: (found.append(joined.exists()), joined.unlink(missing_ok=True)))
+        hub.queue("file", end, file=BIG)
+        assert download(client, "--cache_dir", cache, **PARTS).code == 0
+        assert (tree(snapshot(cache)), found) == (FILES, [not age])
+
+
+@pytest.mark.parametrize(
+    ("leftovers", "queued", "seen"),
+    [
+        ({PARTIAL: CONTENT[:1_500_000], "stale.safetensors": CONTENT}, [faults.slow(4e5)], 62),
+        ({BIG: bytes(SIZE)}, [faults.slow(1e6)], 9),  # as a model that was trained again
+        ({}, [HALF, HALF, HALF, faults.slow(1e5)], 88),  # three tries, and a second round
+    ],
+    ids=["resumed", "changed but not in size", "second round"],
+)
+def test_bar_shows_what_is_on_disk_of_the_whole(
+    client: Client, hub: Hub, leftovers: dict[str, bytes], queued: list[Fault], seen: int
+) -> None:
+    lay(snapshot(client.work), OTHERS | leftovers)
+    hub.queue("file", *queued, file=BIG)
     result = on_terminal(client, "download_model.py", **NAMES)
     shown = [line for line in result.lines if "%" in line]
-    percents = [int(line.removeprefix("Total:").split("%")[0]) for line in shown]
+    percents = [int(line.split("%")[0].split(":")[1]) for line in shown]
     assert (result.code, max(percents), percents[-1]) == (0, 100, 100)
-    assert any(58 <= percent < 100 for percent in percents)
-    assert all("/2.56M " in line for line in shown)
+    assert any(seen <= percent < 99 for percent in percents), percents
+    assert all("/2.82M " in line for line in shown)
 
 
 @in_both_ways

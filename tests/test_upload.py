@@ -13,19 +13,21 @@ import pytest
 from tests.hub import Fault, Hub, Store
 from tests.hub.faults import answers, first, passes, refuse, status
 from tests.hub.store import OWN_FILES, Model
-from tests.support.cases import BIG, FILES, MODEL, lists_big, upload, uploaded
+from tests.support.cases import BIG, FILES, MODEL, lists_big, on_terminal, upload, uploaded
 from tests.support.client import ROOT, Client, Result, lay, tree
 
 DEFAULT = "YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
 KEY_FILES = ["config.json", "tokenizer_config.json"]
 NO_TOKEN = "WARNING: 未提供 token，将尝试使用本机已保存的登录信息。"
-HINT = "请设置 MODELSCOPE_API_TOKEN 或使用 --token 后重试。"
-UNUSABLE = {"MODEL_DIR": ["", " \r\n", "nowhere", "folder/config.json"]}
+HINT = "如果还没有登录，请先设置 MODELSCOPE_API_TOKEN 或使用 --token"
+AGAIN = "请再运行一次同一命令（已传的不会重传）。"
+UNUSABLE = {"MODEL_DIR": ["", " \r\n", r"C:\no\where", "folder/config.json"]}
 UNUSABLE["REPO_ID"] = ["", " \r\n", "model", "/model", "a/b/c"]
 DONE = ["Uploading folder: {}  -->  " + MODEL, "Upload finished."]
 SOON = {"MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS": "1"}  # how long the list is waited for
 ONCE = {"MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS": "1"}  # a refusal that stays is soon told
 NOT_FOUND = status(404)
+HOUR = status(429, Retry_After="3600")
 PTY = (sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)")
 BOUND_BY_MODES: tuple[str, ...] = ()  # words before a command; root has to give a right up
 if sys.platform == "linux" and os.geteuid() == 0:
@@ -76,6 +78,7 @@ def test_upload_prints_two_lines(client: Client, store: Store, repo: Model) -> N
     succeeded(result)
     assert uploaded(store) == FILES
     assert repo.messages == ["upload model folder (batch 1/1)"]  # the SDK adds the number
+    assert "共 5 个文件，需要上传 5 个" in result.err.splitlines()
     assert "Upload Report" in result.err  # by the SDK, which prints it on standard output
     assert warnings(result) == []
     assert "\x1b" not in result.err
@@ -108,16 +111,25 @@ def test_white_space_around_values_goes(client: Client, store: Store, token: str
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n in UNUSABLE for v in UNUSABLE[n]])
 def test_unusable_value_is_an_error(client: Client, hub: Hub, name: str, value: str) -> None:
     result = upload(client, **{name: value})
-    failed(result, name, repr(value.strip()))
+    failed(result, name, f"“{value.strip()}”")
     assert "上传失败" not in result.err
     assert hub.log == []
 
 
-@pytest.mark.parametrize("options", [["--repo", MODEL], ["--force"], ["stray"], ["--repo-id"]])
-def test_usage_error_is_1(client: Client, hub: Hub, options: list[str]) -> None:
-    result = upload(client, *options)
+SLIPS = {"--repo_id mine": "unrecognized arguments", "--modle-dir=mine": "unrecognized arguments"}
+SLIPS |= {"--repo mine": "unrecognized arguments", "mine": "unrecognized arguments"}
+SLIPS |= {"--model-dir": "argument --model-dir", "--token --repo_id mine": "argument --token"}
+
+
+@pytest.mark.parametrize("options", SLIPS)
+def test_slip_on_the_command_line_is_1_and_told(client: Client, hub: Hub, options: str) -> None:
+    result = upload(client, *options.split())
     assert (result.code, result.out) == (1, "")
     assert "usage: upload_model.py" in result.err
+    last = result.err.splitlines()[-1]
+    assert last.startswith(f"error: {SLIPS[options]}")
+    assert ("did you mean --repo-id?" in last) == ("--repo" in options)
+    assert "mine" not in result.err
     assert hub.log == []
 
 
@@ -170,9 +182,13 @@ def test_caches_stay_behind_silently(client: Client, store: Store, folder: Path)
 def test_secrets_stay_behind_and_are_named(client: Client, hub: Hub, folder: Path) -> None:
     names = [".env", ".Env.local", ".NETRC", ".git-credentials", "Key.PEM", "id_rsa", "ID_RSA.pub"]
     names += ["id_ed25519", "._config.json"]
-    names += ["m.bin.incomplete", "m.bin.parallel_tmp", "m.bin_25165824_50331647"]
+    names += ["m.bin.incomplete", "m.bin.parallel_tmp", "model.safetensors_0_25165823"]
+    names += ["model.safetensors_25165824_50331647", "model.safetensors_50331648_50331650"]
     names += [f"nested/{name}" for name in names]
-    lookalikes = dict.fromkeys(["environment.yml", "my.env", "x_id_rsa", "run.2024_01_15"], b"fine")
+    others = ["environment.yml", "my.env", "x_id_rsa", "run.2024_01_15", "bert-v1.5_2_20240131"]
+    others += ["Qwen2.5_7b_20241122.h5", "events.out.tfevents.1700000000.host_1234_567890"]
+    others += ["steps_0_1000", "model_1048577_2097151", "model_0_1048575.json"]
+    lookalikes = dict.fromkeys(others, b"fine")
     lay(folder, dict.fromkeys(names, b"secret") | lookalikes)
     os.mkfifo(folder / "pipe")
     (folder / "device").symlink_to(os.devnull)
@@ -252,13 +268,15 @@ def test_without_a_token_it_warns_tries_and_hints(client: Client, hub: Hub) -> N
     result = upload(client, MODELSCOPE_API_TOKEN=None, **ONCE)
     failed(result, "ERROR: 上传失败：")
     assert warnings(result) == [NO_TOKEN]
-    assert result.err.splitlines()[-1] == HINT
+    assert result.err.splitlines()[-1].startswith(HINT)
     assert hub.requests("batch")
 
 
-@pytest.mark.parametrize("name", ["MODELSCOPE_API_TOKEN", "MODELSCOPE_ENDPOINT"])
-def test_failed_login_is_a_failure(client: Client, hub: Hub, name: str) -> None:
-    result = upload(client, **{name: "127.0.0.1:9"})  # neither a token nor a hub
+@pytest.mark.parametrize(
+    "wrong", [{"MODELSCOPE_API_TOKEN": "ms-wrong"}, {"MODELSCOPE_ENDPOINT": "127.0.0.1:9"}], ids=str
+)
+def test_failed_login_is_a_failure(client: Client, hub: Hub, wrong: dict[str, str]) -> None:
+    result = upload(client, **wrong)
     failed(result, "ERROR: 上传失败：", "Error('")
     assert HINT not in result.err
     assert nothing_sent(hub)
@@ -335,10 +353,10 @@ def test_commit_limit_takes_three_runs(client: Client, hub: Hub, count: int, com
 
 def test_missing_repo_is_an_error_with_a_remedy(client: Client, hub: Hub, store: Store) -> None:
     result = upload(client, "--repo-id", "alice/new")
-    failed(result, "上传失败：LookupError(", "alice/new")
+    failed(result, "仓库 alice/new 不存在")
     assert nothing_sent(hub)
-    command = re.findall("modelscope create [^']+", result.err)
-    assert client.run(*shlex.split(command[0])).code == 0
+    (command,) = re.findall("^modelscope create .+$", result.err, re.MULTILINE)
+    assert client.run(*shlex.split(command)).code == 0
     assert store.models["alice/new"].private
     assert upload(client, "--repo-id", "alice/new").code == 0
     assert uploaded(store, "alice/new") == OWN_FILES | FILES
@@ -351,23 +369,56 @@ def test_failed_probe_hinders_and_creates_nothing(client: Client, hub: Hub, faul
         hub.always("legacy_info", fault)
     assert upload(client).code == 0
     assert uploaded(hub.store) == FILES
-    failed(upload(client, "--repo-id", "alice/tpyo"), "上传失败：")
+    failed(upload(client, "--repo-id", "alice/tpyo"))
     assert hub.requests("create") == []
     assert hub.store.models.keys() == {MODEL}
 
 
-def test_new_repo_without_a_branch_is_fine(client: Client, store: Store) -> None:
-    store.create(MODEL, branch=False)
-    assert upload(client).code == 0
-    assert uploaded(store) == FILES
+def test_throttled_list_is_followed_by_no_probe(client: Client, hub: Hub) -> None:
+    hub.queue("list", HOUR, HOUR)  # the SDK asks twice
+    succeeded(upload(client))
+    assert uploaded(hub.store) == FILES
+    assert not any(map(hub.requests, ("info", "legacy_info", "revisions", "create")))
+
+
+@pytest.mark.parametrize("route", ["info", "revisions"])
+def test_throttled_probe_is_given_up(client: Client, hub: Hub, route: str) -> None:
+    hub.store.create(MODEL, branch=False)
+    for other in ("info", "legacy_info") if route == "revisions" else ():
+        hub.always(other, NOT_FOUND)
+    hub.always(route, HOUR)
+    result = upload(client)
+    succeeded(result)
+    assert result.seconds < 30  # of which the probe has 5
+    assert uploaded(hub.store) == FILES
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_repo_of_another_fails(client: Client, store: Store, private: bool) -> None:
+def test_read_only_token_fails_and_is_told(client: Client, store: Store, private: bool) -> None:
     store.add("bob/model", private=private)
-    result = upload(client, "--repo-id", "bob/model")
-    failed(result, "上传失败：LookupError(" if private else "上传失败：")
+    cause = "仓库 bob/model 不存在" if private else "上传失败：PermissionDeniedError('no write perm"
+    failed(upload(client, "--repo-id", "bob/model"), cause)
     assert uploaded(store, "bob/model") == {}
+
+
+@pytest.mark.parametrize(
+    ("route", "fault", "cause", "advice"),
+    [
+        ("blob", status(401, "expired"), "AuthenticationError('expired", "verify your token"),
+        ("blob", status(403, "quota exceeded"), "PermissionDeniedError('quota", "access rights"),
+        ("blob", status(400, "user not logged in"), "InvalidParameter('User not logged in", ""),
+        ("commit", status(404, "model not found"), "NotExistError('model not found", "private"),
+        ("commit", status(409, "branch changed"), "AlreadyExistsError('branch changed", ""),
+    ],
+)
+def test_failed_upload_names_its_cause_and_that_ones_advice(
+    client: Client, hub: Hub, route: str, fault: Fault, cause: str, advice: str
+) -> None:
+    hub.always(route, fault)
+    result = upload(client, **ONCE)
+    failed(result, f"上传失败：{cause}")
+    assert advice in result.err
+    assert "storage service error" not in result.err
 
 
 # --- exit 0 is true -------------------------------------------------------------------------------
@@ -391,7 +442,7 @@ def test_throttling_that_passes_is_ridden_out(client: Client, hub: Hub, route: s
 def test_false_success_is_a_failure(client: Client, hub: Hub, route: str, fault: Fault) -> None:
     hub.always(route, fault)
     result = upload(client, **SOON)
-    failed(result, "上传失败：")
+    failed(result, "上传失败：", *([MODEL, BIG, AGAIN] if route == "list" else []))
     assert BIG in result.err
 
 
@@ -404,8 +455,7 @@ def test_wrong_size_beside_the_right_digest_is_no_failure(client: Client, hub: H
 def test_commit_against_the_policy_fails_with_the_cause(client: Client, hub: Hub) -> None:
     hub.rules.refused = r"nested/.*"
     result = upload(client, **ONCE)
-    failed(result, "上传失败：")
-    assert "commit rejected by repository policy" in result.err
+    failed(result, "上传失败：", "commit rejected by repository policy")
 
 
 @pytest.mark.parametrize("lag", [{"lag": 1}, {"lag_seconds": 4}], ids=str)
@@ -422,8 +472,8 @@ def test_list_that_cannot_be_read_is_told(client: Client, hub: Hub, fault: Fault
     hub.queue("list", passes)  # before the upload
     hub.always("list", fault)
     result = upload(client, **SOON)
-    failed(result, "已全部上传", "未核对", "再运行")
-    assert "上传失败" not in result.err
+    told = f"ERROR: 已全部上传到 {MODEL}，但读不到列表，尚未核对。{AGAIN}原因："
+    failed(result, told, "Error(")
     assert uploaded(hub.store) == FILES
     hub.faults.clear()
     hub.log.clear()
@@ -440,8 +490,34 @@ def test_file_that_changes_meanwhile_is_no_false_success(
     path = folder / name
     change = path.unlink if content is None else lambda: path.write_bytes(content)
     hub.queue("batch", first(change))
-    arrived = upload(client, **SOON).code == 0
-    assert not arrived or (content and uploaded(hub.store) == tree(folder))
+    result = upload(client, **SOON)
+    if content is None:
+        failed(result, "上传失败：FileNotFoundError(")
+        assert str(path) in result.err
+    assert result.code == 1 or uploaded(hub.store) == tree(folder)
+
+
+LATE_HASH = """
+import time, modelscope_hub.utils as utils
+def compute_hash(path, *args, compute=utils.compute_hash):
+    while path.name == "vocab.txt" and path.exists(): time.sleep(0.01)
+    return compute(path, *args)
+utils.compute_hash = compute_hash
+"""
+
+
+def test_file_that_vanishes_after_it_was_sent_is_told(
+    client: Client, hub: Hub, folder: Path
+) -> None:
+    """A trainer removes old checkpoints; what is to be compared isn't hashed yet."""
+    lay(client.work / "path", {"sitecustomize.py": LATE_HASH.encode()})
+    path = folder / "nested/vocab.txt"
+    hub.queue("commit", lambda answer: (answer(), path.unlink())[0])
+    result = upload(client, PYTHONPATH=str(client.work / "path"))
+    failed(result, "上传失败：FileNotFoundError(")
+    assert str(path) in result.err
+    assert "Will retry automatically" not in result.err  # the SDK's advice on wrong digests
+    assert result.seconds < 5  # for which the list would be asked
 
 
 def test_change_after_the_check_does_not_matter(client: Client, hub: Hub, folder: Path) -> None:
@@ -455,15 +531,20 @@ def test_change_after_the_check_does_not_matter(client: Client, hub: Hub, folder
 
 
 @posix_only
-def test_terminal_shows_one_bar_that_moves_within_a_file(client: Client, hub: Hub) -> None:
+def test_terminal_shows_one_bar_that_moves_within_a_file(
+    client: Client, store: Store, hub: Hub
+) -> None:
     lay(client.work / "folder", {BIG: FILES[BIG] * 5})
-    hub.rate = 4_000_000
+    hub.rate = 6_000_000
     hub.queue("blob", status(500))  # it is sent twice, yet counts no more than 100 %
-    terminal = ["sh", "-c", 'stty cols 100 rows 30 && exec "$@"', "sh"]
-    result = upload_by(client, *PTY, *terminal)
+    store.add(MODEL, FILES | {"old.bin": b"1"})  # to be warned of, when the bar has been drawn
+    result = on_terminal(client, "upload_model.py", REPO_ID=MODEL, MODEL_DIR="folder")
     assert result.code == 0, result
-    bars = [int(percent) for percent in re.findall(r"Total: +(\d+)%", result.out)]
-    assert result.out.count("/s]") == len(bars)
+    (warning,) = (line for line in result.lines if "old.bin" in line)
+    assert warning.startswith("WARNING: ")
+    bars = [int(percent) for percent in re.findall(r"(?:Total|Checking): +(\d+)%", result.out)]
+    drawn = {line.split(":")[0] for line in result.lines if "/s]" in line}
+    assert drawn <= {"Checking", "Total"}  # no bar of the SDK's
     assert len({percent for percent in bars if 20 < percent < 100}) > 2
     assert bars == sorted(bars)
     assert bars[-1] == 100

@@ -329,9 +329,10 @@ class Connection(BaseHTTPRequestHandler):
         end = min(x for x in (response.cut, response.stall, len(body)) if x is not None)
         step = max(1, int(rate / 20)) if rate else max(1, end)
         while request.sent < end:
-            sent = self.connection.send(body[request.sent : min(request.sent + step, end)])
-            request.sent += sent
-            self.pace(sent, rate)
+            chunk = body[request.sent : min(request.sent + step, end)]
+            request.sent += len(chunk)  # first, as a client that has the last one may be gone
+            self.connection.sendall(chunk)
+            self.pace(len(chunk), rate)
 
     def pace(self, moved: int, rate: float | None) -> None:
         """Hold the connection to `rate`, in bytes a second, even where sleeps overshoot."""

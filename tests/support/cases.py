@@ -55,12 +55,17 @@ def lists_big(**fields: object) -> Fault:
     return edit(lambda files: [file.update(fields) for file in files if file["Path"] == BIG])
 
 
-def on_terminal(client: Client, script: str, **env: str) -> Result:
-    """Run a script in a terminal; `out` is all that it was sent, a line for each redraw."""
+def in_terminal(script: str) -> list[str]:
+    """The command that runs a script in a terminal; a line of its output is one redraw."""
     pytest.importorskip("pty")  # Windows has none
     spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-    sized = ("sh", "-c", 'stty rows 24 cols 100 && exec "$@"', "sh")
-    return client.run(sys.executable, "-c", spawn, *sized, sys.executable, ROOT / script, **env)
+    sized = ["sh", "-c", 'stty rows 24 cols 100 && exec "$@"', "sh"]
+    return [sys.executable, "-c", spawn, *sized, sys.executable, str(ROOT / script)]
+
+
+def on_terminal(client: Client, script: str, **env: str) -> Result:
+    """Run a script in a terminal; `out` is all that it was sent."""
+    return client.run(*in_terminal(script), **env)
 
 
 @contextlib.contextmanager
