@@ -48,7 +48,10 @@ try:
     from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as LARGE
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
-except ImportError as error:  # missing, or too old
+
+    DOWNLOAD_REPO = modelscope_hub.HubApi.download_repo
+    PAUSE = min(8, constants.DOWNLOAD_RETRY_MAX_DELAY_SECONDS)  # seconds between two tries
+except (AttributeError, ImportError) as error:  # missing, or too old
     sys.exit(f"{error!r}\nTo install the SDK: pip install modelscope==1.40.2 modelscope-hub==0.5.1")
 except Exception as error:  # no home for this user, a bad setting
     sys.exit(f"{error!r}\nThe SDK cannot start: check HOME and the MODELSCOPE_ variables.")
@@ -59,8 +62,6 @@ FILES_AT_ONCE = 32  # as many connections as the SDK keeps open
 LARGE_AT_ONCE = 4  # files that come in parts, each over several connections
 MANY_LARGE = 12  # from so many large files on, parts gain nothing, and are written twice
 LEFTOVER = re.compile(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$")  # what the SDK adds to a name
-PAUSE = min(8, constants.DOWNLOAD_RETRY_MAX_DELAY_SECONDS)  # seconds between two tries
-DOWNLOAD_REPO = modelscope_hub.HubApi.download_repo
 Files = dict[str, FileInfo]  # by name, what the hub lists: size in bytes, sha256
 
 
@@ -127,7 +128,7 @@ def download(model_id: str, revision: str, cache_dir: str, bar: Any) -> Path:
     if escapes_folder(revision):
         raise ValueError(f"not a revision: {revision!r}; expected a branch, tag or commit")
     resolve = functools.partial(modelscope_hub.HubApi().resolve_endpoint_for_read, model_id)
-    endpoint = ask(resolve, modelscope_hub.get_default_config().endpoint)
+    endpoint = ask(resolve, "") or modelscope_hub.get_default_config().endpoint
     files = list_files(modelscope_hub.HubApi(endpoint=endpoint), model_id, revision)
     cache_dir = os.path.abspath(os.path.expanduser(cache_dir))
     place = {"cache_dir": cache_dir, "revision": revision, "endpoint": endpoint}
@@ -140,9 +141,9 @@ def download(model_id: str, revision: str, cache_dir: str, bar: Any) -> Path:
     missing = count_missing(folder, files)
     spare = check_space(folder, missing)
     bar.total = sum(file.size for file in files.values())
-    bar.initial = bar.n = bar.total - missing
+    bar.initial = bar.n = bar.last_print_n = bar.total - missing
     work = ThreadPoolExecutor(1).submit(fetch_files, fetch, folder, files, spare)
-    while wait([work], timeout=1).not_done:
+    while wait([work], timeout=1).not_done:  # what is on disk, once a second
         bar.update(bar.total - count_missing(folder, files) - bar.n)
     work.result()
     bar.update(bar.total - bar.n)
@@ -181,7 +182,7 @@ def check_exists(api: Any, model_id: str, revision: str) -> None:
     """Raise LookupError when the hub has no such model, or other revisions but not this one."""
     exists = ask(lambda: api.repo_exists(model_id, "model"), True)
     names = functools.partial(api.list_repo_revisions, model_id, "model")
-    known = ask(lambda: [each["Revision"] for each in names()], [revision])
+    known = ask(lambda: [each["Revision"] for each in names()], [revision])  # or it may exist
     if not (exists or known):
         raise LookupError(f"{model_id} does not exist, or is private and needs a token") from None
     if known and revision not in known and not re.fullmatch("[0-9a-f]{7,40}", revision):
@@ -193,7 +194,7 @@ def scan(folder: Path) -> dict[str, int]:
     """Return the files below `folder`: their names, and their sizes in bytes."""
     sizes = {}
     for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # another run may finish it meanwhile
+        with contextlib.suppress(OSError):  # another run may finish it meanwhile
             if path.is_file():
                 sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
     return sizes
@@ -201,15 +202,16 @@ def scan(folder: Path) -> dict[str, int]:
 
 def tidy_leftovers(folder: Path, files: Files) -> None:
     """Rename an `.incomplete` that has all its bytes; delete what a killed run was joining."""
-    for name, size in scan(folder).items():
+    leftovers = {name: size for name, size in scan(folder).items() if name not in files}
+    if any(name.endswith(".parallel_tmp") for name in leftovers):
+        time.sleep(PAUSE)  # a running job writes to it
+    for name, size in leftovers.items():
         path, whole = folder / name, LEFTOVER.sub("", name)
-        if name in files or whole not in files:
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            if name.endswith(".incomplete") and size == files[whole].size:
+        with contextlib.suppress(OSError):  # on a read-only disk, or when another run is faster
+            if name.endswith(".incomplete") and whole in files and size == files[whole].size > 0:
                 path.replace(folder / whole)  # the SDK would start it anew
-            elif name.endswith(".parallel_tmp") and time.time() - path.stat().st_mtime > 60:
-                path.unlink()  # a running job would write to it
+            elif name.endswith(".parallel_tmp") and whole in files and size == path.stat().st_size:
+                path.unlink()
 
 
 def count_missing(folder: Path, files: Files) -> int:
@@ -228,9 +230,8 @@ def check_space(folder: Path, missing: int) -> int:
         disk = shutil.disk_usage(parent)
         free = disk.total - disk.used if is_root else disk.free  # some is reserved for root
     if 0 < free < missing:
-        raise OSError(
-            ENOSPC, f"{missing} bytes are still to come, and {free} are free", str(parent)
-        )
+        reason = f"{missing} bytes are still to come, and {free} are free"
+        raise OSError(ENOSPC, reason, str(parent))
     return free - missing
 
 
@@ -247,25 +248,25 @@ def choose_in_parts(folder: Path, files: Files, spare: int) -> set[str]:
 
 def fetch_files(fetch: Any, folder: Path, files: Files, spare: int) -> None:
     """Let the SDK download `files`; those that failed are tried again as long as bytes come."""
-    wanted, before = files, float("-inf")  # bytes on disk
+    remaining, gained_from = files, float("-inf")  # the first round is followed by a second
     while True:
         started = time.monotonic()
         try:
-            return fetch_listed(fetch, wanted, choose_in_parts(folder, wanted, spare))
+            return fetch_listed(fetch, remaining, choose_in_parts(folder, remaining, spare))
         except modelscope_hub.FileDownloadError as error:
             on_disk = sum(scan(folder).values())
             crawled = (time.monotonic() - started) * constants.DOWNLOAD_MIN_BYTES_PER_SECOND
-            if on_disk - before <= crawled or any(map(is_final, error.failed_files.values())):
+            if on_disk - gained_from <= crawled or any(map(is_final, error.failed_files.values())):
                 raise
             # In one stream, as a proxy may refuse parts, except where parts have come.
-            wanted, spare = {name: files[name] for name in error.failed_files}, 0
-        before = on_disk
-        warn(f"WARNING: {len(wanted)} of {len(files)} files failed; trying again in {PAUSE} s")
+            remaining, spare = {name: files[name] for name in error.failed_files}, 0
+        gained_from = on_disk
+        warn(f"WARNING: {len(remaining)} of {len(files)} files failed; trying again in {PAUSE} s")
         time.sleep(PAUSE)
 
 
 def is_final(cause: BaseException) -> bool:
-    """Tell whether another try is of no use: after an error of the disk, or a wrong digest."""
+    """Tell whether a try is of no use: a digest was wrong, or the disk failed (it names a file)."""
     origin = cause.__cause__ or cause
     if isinstance(origin, modelscope_hub.FileIntegrityError):  # the SDK has tried three times
         return not isinstance(origin, FileSizeMismatchError)  # here the digest may still be right
@@ -368,7 +369,7 @@ def advise(error: BaseException | None) -> None:
 
 
 def show_progress(work: Callable[[Any], Any]) -> Any:
-    """Return what `work` returns beside a bar, its argument; a log has a line every ten seconds."""
+    """Run `work(bar)` while the bar is drawn, in a log every ten seconds; return its result."""
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
     style = {"unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3, "miniters": 1}
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
@@ -390,8 +391,8 @@ class Parser(argparse.ArgumentParser):
         typed = {word.partition("=")[0] for word in sys.argv[1:]}
         near = {each for word in typed for each in get_close_matches(word, known, 1)} - typed
         hint = f"; did you mean {min(near)}?" if near else "."
-        words = f"{message.partition(':')[0]} (not shown, as it may hold a token){hint} See -h."
-        self.exit(1, f"{self.format_usage()}error: {words}\n")
+        words = f"{message.partition(':')[0]}{hint} See -h; your input may hold a token, so it"
+        self.exit(1, f"{self.format_usage()}error: {words} is not shown.\n")
 
 
 def end_on_signal(number: int, frame: object) -> None:
@@ -408,7 +409,7 @@ if __name__ == "__main__":
         if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background job
             signal.signal(number, end_on_signal)
     loggers = [logging.getLogger(name) for name in ("modelscope", "modelscope_hub")]
-    with logging_redirect_tqdm(loggers):  # above the bar
+    with logging_redirect_tqdm(loggers):  # above the bar; lastResort prints urllib3's warnings
         for handler in (logging.lastResort, *loggers[0].handlers, *loggers[1].handlers):
             handler.addFilter(filter_log)  # type: ignore
         os._exit(main())  # Python would wait for running threads

@@ -33,16 +33,15 @@ try:
     from modelscope_hub.utils import compute_hash
     from tqdm import auto, tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
-except ImportError as error:  # missing, or too old
+except (AttributeError, ImportError) as error:  # missing, or too old
     sys.exit(f"{error!r}\nTo install the SDK: pip install modelscope==1.40.2 modelscope-hub==0.5.1")
 except Exception as error:  # no home for this user, a bad setting
     sys.exit(f"{error!r}\nThe SDK cannot start: check HOME and the MODELSCOPE_ variables.")
 
 DEFAULT_REPO = "YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
 DEFAULT_FOLDER = "model/YukinoStuki/Qwen3-4B-Plus-LLM-AWQ"
-# Left out: version control, caches, what the SDK keeps of downloads and uploads.
 SKIPPED = {".git", ".cache", ".modelscope", "._____temp", ".msc", ".mdl", ".mv", ".lock"}
-SKIPPED |= {constants.UPLOAD_CACHE_FILE, constants.UPLOAD_LEGACY_PROGRESS_FILE}
+SKIPPED |= {".ms_upload_cache", ".ms_upload_progress"}  # all these are left out silently
 # Left out with a warning: secrets, logins, unfinished downloads, what macOS adds to a share.
 WARNED_OF = [".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "id_rsa*", "id_ed25519*"]
 WARNED_OF += [f"credentials/{name}" for name in ("cookies", "git_token", "session", "user")]
@@ -187,10 +186,10 @@ def list_repo(repo_id: str) -> list[Any]:
     api = modelscope_hub.HubApi()
     try:
         listed = api.list_repo_files(repo_id, "model")
+    except (modelscope_hub.RateLimitError, modelscope_hub.RequestTimeoutError):
+        return []  # it would answer no other question either
     except modelscope_hub.NetworkError:  # the hub cannot be reached
         raise
-    except modelscope_hub.RateLimitError:  # it would answer no other question either
-        return []
     except Exception:  # whatever it is; a new repo has no list
         listed = []
     exists = listed or ask(lambda: api.repo_exists(repo_id, "model"), True)
@@ -207,7 +206,8 @@ def find_missing(listed: list[Any], sizes: Sizes, digests: dict[str, Any], stric
     for file in listed:
         if file.path in sizes:
             same_size = not strict and file.size in (0, sizes[file.path])  # 0: it may be unknown
-            if file.sha256 == digests[file.path].result() if file.sha256 else same_size:
+            same = file.sha256 == digests[file.path].result() if file.sha256 else same_size
+            if same:
                 missing.pop(file.path, None)
     return missing
 
@@ -249,7 +249,7 @@ def send_files(repo_id: str, folder: Path, message: str, missing: Sizes, bar: An
     names = list(missing)
     for start in range(0, len(names), NAMES_AT_ONCE):
         options["allow_patterns"] = list(map(glob.escape, names[start : start + NAMES_AT_ONCE]))
-        with contextlib.redirect_stdout(sys.stderr):  # the SDK prints a report
+        with contextlib.redirect_stdout(open(os.devnull, "w")):  # its report
             HubApi().upload_folder(
                 repo_id=repo_id, folder_path=folder, commit_message=message, **options
             )
@@ -324,7 +324,7 @@ def advise(error: BaseException | None) -> None:
 
 
 def show_progress(work: Callable[[Any], Any]) -> Any:
-    """Return what `work` returns beside a bar, its argument; a log has a line every ten seconds."""
+    """Run `work(bar)` while the bar is drawn, in a log every ten seconds; return its result."""
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
     style = {"unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3, "miniters": 1}
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
@@ -346,8 +346,8 @@ class Parser(argparse.ArgumentParser):
         typed = {word.partition("=")[0] for word in sys.argv[1:]}
         near = {each for word in typed for each in get_close_matches(word, known, 1)} - typed
         hint = f"; did you mean {min(near)}?" if near else "."
-        words = f"{message.partition(':')[0]} (not shown, as it may hold a token){hint} See -h."
-        self.exit(1, f"{self.format_usage()}error: {words}\n")
+        words = f"{message.partition(':')[0]}{hint} See -h; your input may hold a token, so it"
+        self.exit(1, f"{self.format_usage()}error: {words} is not shown.\n")
 
 
 def end_on_signal(number: int, frame: object) -> None:
@@ -364,7 +364,7 @@ if __name__ == "__main__":
         if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background job
             signal.signal(number, end_on_signal)
     loggers = [logging.getLogger(name) for name in ("modelscope", "modelscope_hub")]
-    with logging_redirect_tqdm(loggers):  # above the bar
+    with logging_redirect_tqdm(loggers):  # above the bar; lastResort prints urllib3's warnings
         for handler in (logging.lastResort, *loggers[0].handlers, *loggers[1].handlers):
             handler.addFilter(filter_log)  # type: ignore
         os._exit(main())  # Python would wait for running threads

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import shutil
 import signal
@@ -145,20 +144,26 @@ def test_space_check_counts_what_is_begun_but_no_stale_shard(
     assert sum(request.sent for request in hub.requests("file", BIG)) == sent
 
 
-@pytest.mark.parametrize("age", [0, 90])
+@pytest.mark.parametrize("is_running", [False, True])
 def test_joined_parts_of_a_killed_run_go_and_those_of_a_running_one_count(
-    client: Client, hub: Hub, age: int
+    client: Client, hub: Hub, is_running: bool
 ) -> None:
     """The disk has room for the model and half again."""
+    join = 'exec 3>>"$0"; while [ -e "$0" ]; do printf 1 >&3; sleep 0.05; done'
     with disk(client.work / "cache", "4m") as cache:
         joined = snapshot(cache) / f"{BIG}.parallel_tmp"
         lay(joined.parent, {joined.name: CONTENT[: 2 * PART]})
-        os.utime(joined, (time.time() - age,) * 2)
+        job = client.start("sh", "-c", join if is_running else "true", joined)
         found: list[bool] = []
-        end = faults.first(lambda: (found.append(joined.exists()), joined.unlink(missing_ok=True)))
-        hub.queue("file", end, file=BIG)
+
+        def end() -> None:
+            found.append(joined.exists())
+            joined.unlink(missing_ok=True)
+            job.wait()
+
+        hub.queue("file", faults.first(end), file=BIG)
         assert download(client, "--cache_dir", cache, **PARTS).code == 0
-        assert (tree(snapshot(cache)), found) == (FILES, [not age])
+        assert (tree(snapshot(cache)), found) == (FILES, [is_running])
 
 
 @pytest.mark.parametrize(
