@@ -24,7 +24,6 @@ from tests.support.client import Client, Result, tree, wait_until
 
 BASE = "python:3.12-slim"  # what the Dockerfile and the README name
 DEBIAN = "python3,python3-pip,ca-certificates"
-PATHS = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 LOOPBACK = "127.0.0.1"
 DEADLINE = 300  # seconds for a command
 
@@ -158,8 +157,7 @@ class Docker(Builder):
     def make_base(self) -> None:
         make_tree(self.root / "debian")
         run("tar", "-cf", self.root / "base.tar", "-C", self.root / "debian", ".")
-        changes = (f"--change={line}" for line in (f"ENV {PATHS}", 'CMD ["python3"]'))
-        self("import", *changes, self.root / "base.tar", BASE)
+        self("import", self.root / "base.tar", BASE)
         shutil.rmtree(self.root / "debian")
 
     def save(self, tag: str, file: Path) -> None:
