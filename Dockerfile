@@ -1,11 +1,12 @@
-# hadolint global ignore=DL3002,DL4006
+# hadolint global ignore=DL3002,DL3003,DL4006
 # Root is only for the download stage; its exit code comes from a file, not from the pipe.
 # Image used to download: any with Python 3.10 or newer and pip.
 ARG PYTHON_IMAGE=python:3.12-slim
-# Base of the final image: your own, whatever its server is.
+# Base of the final image: your server's image, or scratch for the models and nothing else.
 ARG SERVE_IMAGE=${PYTHON_IMAGE}
 
-FROM ${PYTHON_IMAGE} AS download
+# On the builder's own platform: a build for several downloads once.
+FROM --platform=$BUILDPLATFORM ${PYTHON_IMAGE} AS download
 # Your own image may have another user, who can neither install packages nor write here.
 USER 0
 WORKDIR /build
@@ -26,35 +27,49 @@ ARG REFRESH
 # A broken build leaves partial downloads in the cache for the next one; the login is in memory.
 RUN --mount=type=cache,id=modelscope,target=/build/unfinished,sharing=locked \
     --mount=type=secret,id=modelscope_token --mount=type=tmpfs,target=/login \
-    set -eu; \
-    if [ -e /run/secrets/modelscope_token ]; then \
-        MODELSCOPE_API_TOKEN=$(cat /run/secrets/modelscope_token); export MODELSCOPE_API_TOKEN; \
-    fi; \
+    set -eu; secret=/run/secrets/modelscope_token; \
+    if [ -e $secret ]; then MODELSCOPE_API_TOKEN=$(cat $secret); export MODELSCOPE_API_TOKEN; fi; \
     cache=unfinished/${MODEL_ID-}@${MODEL_REVISION-}; \
     # Results go to log; progress and warnings to the screen and to warnings. The exit code goes
     # through a file, because the pipe's own is tee's.
     download() { \
         { MODELSCOPE_HOME=/login python3 download_model.py --revision "${MODEL_REVISION-}" \
             --cache_dir "$cache" 2>&1 >log || echo $? >code; } | tee warnings; \
-        cat log; \
-        [ ! -e code ] || exit "$(cat code)"; \
-    }; \
+        cat log; [ ! -e code ] || exit "$(cat code)"; }; \
     download; \
     # Stale files of an older revision must not get in. This downloads the model again in full.
     if grep -q '^WARNING: not in this revision' warnings; then rm -r "$cache"; download; fi; \
-    mkdir /weights; \
-    mv "$(sed -n 's/^Resolved model_dir: //p' log)" /weights/main; \
-    draft=$(sed -n 's/^\[spec\] Resolved draft_model_dir: //p' log); \
-    [ -z "$draft" ] || mv "$draft" /weights/draft; \
-    rm -r "$cache"; \
+    for n in 0 1 2 3 4 5 6 7 8 9; do mkdir -p /layers/$n/model; done; cd /layers/0/model; \
+    mv "$(sed -n 's/^Resolved model_dir: //p' /build/log)" main; \
+    draft=$(sed -n 's/^\[spec\] Resolved draft_model_dir: //p' /build/log); \
+    [ -z "$draft" ] || mv "$draft" draft; rm -r "/build/$cache"; \
+    find main ${draft:+draft} -type f -exec sha256sum {} + | LC_ALL=C sort -k 2 >SHA256SUMS; \
+    # Files above 32 MiB, the largest first, go to the layers that are named, in turn.
+    deal() { \
+        find "$1" -type f -size +32768k -exec stat -c '%s %n' {} + | LC_ALL=C sort -k 1,1nr -k 2 | \
+        while shift; read -r _ file; do \
+            to=/layers/$1/model/${file%/*}; mkdir -p "$to"; mv "$file" "$to"; set -- "$@" "$1"; \
+        done; }; \
+    # The draft model's begin at the other end, where a new one changes the least.
+    deal main 1 2 3 4 5 6 7 8 9; [ -z "$draft" ] || deal draft 9 8 7 6 5 4 3 2 1; \
     # Every user can read the files, and fixed times give the same files the same layer.
-    chmod -R u=rwX,go=rX /weights; find /weights -exec touch -d @0 {} +
-
-# The model folders and nothing else, to mount or to copy from.
-FROM scratch AS weights
-COPY --from=download /weights/ /
+    chmod -R u=rwX,go=rX /layers; find /layers -exec touch -d @0 {} +
 
 FROM ${SERVE_IMAGE} AS serve
-COPY --from=download /weights/ /app/model/
+# Ten layers, as registries limit the size of one; those that change with the draft come last.
+# The owner is one without a name: Docker 20.10 writes the name into a layer, others do not.
+COPY --from=download --chown=65530:65530 /layers/1/ /
+COPY --from=download --chown=65530:65530 /layers/2/ /
+COPY --from=download --chown=65530:65530 /layers/3/ /
+COPY --from=download --chown=65530:65530 /layers/4/ /
+COPY --from=download --chown=65530:65530 /layers/5/ /
+COPY --from=download --chown=65530:65530 /layers/6/ /
+COPY --from=download --chown=65530:65530 /layers/7/ /
+COPY --from=download --chown=65530:65530 /layers/8/ /
+COPY --from=download --chown=65530:65530 /layers/9/ /
+COPY --from=download --chown=65530:65530 /layers/0/ /
+ARG MODEL_ID MODEL_REVISION SPEC_DRAFT_MODEL_ID SPEC_DRAFT_MODEL_REVISION
+LABEL modelscope.model=${MODEL_ID} modelscope.revision=${MODEL_REVISION:-master} \
+    modelscope.draft=${SPEC_DRAFT_MODEL_ID} modelscope.draft_revision=${SPEC_DRAFT_MODEL_REVISION}
 # Never ask the hub at run time. Without a draft model, DRAFT_DIR does not exist.
-ENV MODEL_DIR=/app/model/main DRAFT_DIR=/app/model/draft HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+ENV MODEL_DIR=/model/main DRAFT_DIR=/model/draft HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1

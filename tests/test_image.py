@@ -1,14 +1,15 @@
-"""What the Dockerfile promises: images built against the stand-in hub, by a real builder."""
+"""What the Dockerfile promises: images built against the stand-in hub, by real builders."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import random
 import re
 import shlex
-import shutil
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,25 +19,28 @@ from pathlib import Path
 import pytest
 
 from tests.hub import Hub, Store
-from tests.support.builders import BASE, LOOPBACK, Clone, Docker, registry, run
-from tests.support.client import ROOT, Result, lay, tree, wait_until
+from tests.support.builders import BASE, LOOPBACK, Buildah, Clone, Docker, Image, Registry, run
+from tests.support.client import ROOT, Result, lay, wait_until
+from tests.support.jobs import EXAMPLES, shell
 from tests.support.readme import README, blocks
 
 pytestmark = [pytest.mark.gate, pytest.mark.timeout(600)]
 
-CONTEXT = ("Dockerfile", ".dockerignore", "requirements.txt", "download_model.py")
-WEIGHTS = ("--target", "weights")
+FINGERPRINT = ".ci/examples/fingerprint.py"
+FILES = ("Dockerfile", ".dockerignore", "requirements.txt", "download_model.py", FINGERPRINT)
 # The block that builds and runs, and the output that is shown below it.
 QUICK_START = r"^```sh\n(docker build .*?)^```\n\n```\n(.*?)^```$"
 # Nothing but a file, so that a layer of it is small.
 SCRIPT = b"FROM scratch\nCOPY serve.py /app/\n"
-SECRET = ("--secret", "id=modelscope_token,src=../token")
+SECRET = ("--secret", "id=modelscope_token,env=MODELSCOPE_API_TOKEN")
 SIZE = 12_000_000  # bytes of the model whose build is broken off
+LARGE = 32 << 20  # a larger file is in one of the nine layers
 
-# A serve image as users have them: a script, a user, an entrypoint, a command.
-SERVE_IMAGE = "vllm/vllm-openai:latest"
+# A serve image as users have them: a script, a folder of its user's, an entrypoint, a command.
+SERVE_IMAGE = "vllm/vllm-openai:v0.25.0"
 SERVE = f"""
 FROM {BASE}
+RUN mkdir -m 750 /app && chown 1000:1000 /app
 WORKDIR /srv
 COPY serve.py ./
 USER 65534:65534
@@ -52,6 +56,7 @@ print(json.dumps({
     "user": os.getuid(),
     "model": {path.name: path.read_text() for path in model.iterdir()},
     "draft": os.path.isdir(os.environ["DRAFT_DIR"]),
+    "app": [os.stat("/app").st_uid, os.stat("/app").st_mode & 0o777],
     "offline": [os.environ["HF_HUB_OFFLINE"], os.environ["TRANSFORMERS_OFFLINE"]],
     "error": socket.socket().connect_ex(("127.0.0.1", int(sys.argv[1]))),
 }))
@@ -69,28 +74,58 @@ ENTRYPOINT ["false"]
 
 @pytest.fixture(scope="module")
 def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
-    docker = Docker(tmp_path_factory.mktemp("docker"))
-    try:
+    with contextlib.closing(Docker(tmp_path_factory.mktemp("docker"))) as docker:
         docker.make_base()
         yield docker
-    finally:
-        docker.close()
+
+
+@pytest.fixture(scope="module")
+def buildah(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildah]:
+    with contextlib.closing(Buildah(tmp_path_factory.mktemp("buildah"))) as buildah:
+        docker.save(BASE, docker.root / "base.tar")
+        buildah("pull", "--quiet", f"docker-archive:{docker.root}/base.tar")
+        yield buildah
 
 
 @pytest.fixture
-def clone(docker: Docker, hub: Hub, tmp_path: Path) -> Clone:
-    folder = tmp_path / "clone"
-    folder.mkdir()
-    for name in CONTEXT:
-        shutil.copy(ROOT / name, folder)
-    return Clone(docker, folder, {"HOME": str(tmp_path), "MODELSCOPE_ENDPOINT": hub.url})
+def clone(request: pytest.FixtureRequest, hub: Hub, tmp_path: Path) -> Iterator[Clone]:
+    """A clone on a machine with Docker, unless a test asks for another builder."""
+    builder = request.getfixturevalue(getattr(request, "param", "docker"))
+    with contextlib.closing(Clone(tmp_path, hub, builder)) as clone:
+        lay(clone.work, {name: (ROOT / name).read_bytes() for name in FILES})
+        yield clone
 
 
-def add_token(store: Store, tmp_path: Path, owner: str = "alice") -> str:
-    """A token of a user, in the file that the README names."""
-    token = store.add_user(owner)
-    (tmp_path / "token").write_text(f"{token}\n")
+def add_token(store: Store, clone: Clone, owner: str = "alice") -> str:
+    """A token of a user, in the variable that the README names."""
+    token = clone.env["MODELSCOPE_API_TOKEN"] = store.add_user(owner)
     return token
+
+
+def large(seed: int, size: int = LARGE + 1) -> bytes:
+    """The bytes of a file that a registry gets as 130 kB."""
+    return random.Random(seed).randbytes(100_000) + bytes(size - 100_000)
+
+
+def add(store: Store, model: str, *weights: bytes) -> dict[str, bytes]:
+    """Add a model of weights and a configuration; return its files."""
+    files = {f"{i}.safetensors": data for i, data in enumerate(weights)}
+    store.add(model, files | {"nested/config.json": model.encode()})
+    return files | {"nested/config.json": model.encode()}
+
+
+def baked(image: Image) -> dict[str, bytes]:
+    """The files of the models in an image, whose list of digests has to name exactly these."""
+    files = image.held("model/")
+    listed = files.pop("SHA256SUMS").decode()
+    sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+    assert listed == "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+    return files
+
+
+def inspect(clone: Clone, tag: str = "my-model") -> dict:
+    """What Docker says of an image, which it need not save for that."""
+    return json.loads(clone.docker("inspect", tag))[0]
 
 
 def readme_build(word: str) -> str:
@@ -103,73 +138,76 @@ def readme_build(word: str) -> str:
 def assert_fails(result: Result, code: int, line: str) -> None:
     """Assert that the build failed, and that its log shows the script's own code and line."""
     assert result.code != 0
-    assert f"exit status {code}" in result.err
+    assert re.search(rf"exit (code:|status) {code}\b", result.err)
     assert line in result.err
 
 
 # --- what an image holds --------------------------------------------------------------------------
 
 
-def test_quick_start_builds_both_models_and_lists_what_the_readme_shows(
+def test_quick_start_builds_both_models_and_shows_what_the_readme_shows(
     clone: Clone, store: Store
 ) -> None:
     commands, shown = re.search(QUICK_START, README, re.MULTILINE | re.DOTALL).groups()
+    names = re.findall(r"^main/(.*): OK$", shown, re.MULTILINE)
     models = {"draft": "Qwen/Qwen3-0.6B", "main": "Qwen/Qwen3-8B"}
-    for name in models.values():
-        store.add(name, {"config.json": b"{}", "model.safetensors": name.encode()})
-    assert clone.run(commands).out == shown
-    assert shown.split() == [*models]
-    for folder, name in models.items():
-        held = clone.docker.held(f"app/model/{folder}")
-        assert held == {"config.json": b"{}", "model.safetensors": name.encode()}
-    check = re.search(r"`(docker run .*? /app/model/main)`", README)[1]
-    assert clone.run(check).out.split() == ["config.json", "model.safetensors"]
+    for model in models.values():
+        store.add(model, {name: model.encode() for name in ("config.json", *names)})
+    assert clone.sh(commands).out == shown
+    expected = {f"{f}/{n}": m.encode() for f, m in models.items() for n in ("config.json", *names)}
+    assert baked(clone.docker.image()) == expected
 
 
-def test_weights_are_the_files_alone_and_a_rebuild_gives_the_same_layer(
+def test_models_alone_are_copied_by_another_dockerfile_and_come_once_for_two_platforms(
     clone: Clone, hub: Hub, store: Store
 ) -> None:
-    model = {"model.safetensors": os.urandom(1000), "nested/config.json": b"{}"}
-    store.add("Qwen/Qwen3-0.6B", model)
-    command = readme_build("--target weights")
-    clone.run(command)
-    with clone.docker.open("my-weights") as root:
-        assert tree(root) == {f"main/{name}": data for name, data in model.items()}
-        assert {path.stat().st_mtime for path in (root / "main").rglob("*")} == {0}
-    before, sent = clone.docker.layers("my-weights"), hub.sent()
-    clone.run(f"{command.removesuffix(' .')} --no-cache .")
-    assert hub.sent() == 2 * sent > 0
-    assert clone.docker.layers("my-weights") == before
+    store.add("Qwen/Qwen3-0.6B", {"config.json": b"{}"})
+    clone.sh(readme_build("scratch"))
+    held = clone.docker.image("my-weights").held()
+    assert sorted(held) == ["model/SHA256SUMS", "model/main/config.json"]
+    line = re.search("`(COPY --from=my-weights .*?)`", README)[1]
+    lay(clone.work, {"own/Dockerfile": f"FROM scratch\n{line}\n".encode()})
+    clone.sh("docker build -t my-model own")
+    assert baked(clone.docker.image()) == {"main/config.json": b"{}"}
+    sent = hub.sent()
+    clone.sh(readme_build("scratch").replace(" build", " build --platform linux/arm64"))
+    assert clone.docker.image("my-weights").config["architecture"] == "arm64"
+    assert hub.sent() == sent
 
 
-def test_revisions_are_those_that_are_named(clone: Clone, store: Store) -> None:
+def test_revisions_are_those_that_are_named_in_labels_too(clone: Clone, store: Store) -> None:
     for name in ("alice/main", "alice/draft"):
         store.add(name, {"config.json": b"master"})
         store.add(name, {"config.json": name.encode()}, revision="v1.0")
     models = {"MODEL_ID": "alice/main", "SPEC_DRAFT_MODEL_ID": "alice/draft"}
     revisions = {"MODEL_REVISION": "v1.0", "SPEC_DRAFT_MODEL_REVISION": "v1.0"}
-    clone.build(*WEIGHTS, **models, **revisions)
+    clone.build(**models, **revisions)
     expected = {"main/config.json": b"alice/main", "draft/config.json": b"alice/draft"}
-    assert clone.docker.held() == expected
+    image = clone.docker.image()
+    assert baked(image) == expected
+    labels = {*image.config["config"]["Labels"].items()}
+    assert {("modelscope.model", "alice/main"), ("modelscope.revision", "v1.0")} < labels
+    assert {("modelscope.draft", "alice/draft"), ("modelscope.draft_revision", "v1.0")} < labels
 
 
 def test_serve_image_stays_as_it_is_and_serves_without_a_network(
     clone: Clone, hub: Hub, store: Store
 ) -> None:
     store.add("Qwen/Qwen3-0.6B", {"config.json": b"{}"})
-    lay(clone.folder, {"serve/Dockerfile": SERVE.encode(), "serve/serve.py": SERVER.encode()})
-    clone.run(f"docker build -t {SERVE_IMAGE} serve")
-    clone.run(readme_build("SERVE_IMAGE"))
-    before, config = (clone.docker.inspect(x)["config"] for x in (SERVE_IMAGE, "my-model"))
+    lay(clone.work, {"serve/Dockerfile": SERVE.encode(), "serve/serve.py": SERVER.encode()})
+    clone.sh(f"docker build -t {SERVE_IMAGE} serve")
+    clone.sh(readme_build("SERVE_IMAGE=vllm"))
+    before, config = (inspect(clone, tag)["Config"] for tag in (SERVE_IMAGE, "my-model"))
     for key in ("Entrypoint", "Cmd", "User", "WorkingDir"):
         assert config[key] == before[key]
-    serve = shlex.join(["my-model", *config["Entrypoint"], *config["Cmd"], hub.url.split(":")[2]])
-    offline = json.loads(clone.run(f"docker run --rm --network none {serve}").out)
+    serve = shlex.join(["my-model", *config["Cmd"], hub.url.split(":")[2]])
+    offline = json.loads(clone.sh(f"docker run --rm --network none {serve}").out)
     assert offline.pop("error") in {errno.ENETUNREACH, errno.ECONNREFUSED}
+    assert offline.pop("app") == [1000, 0o750]
     model = {"user": 65534, "model": {"config.json": "{}"}, "draft": False, "offline": ["1", "1"]}
     assert offline == model
-    online = json.loads(clone.run(f"docker run --rm --network host {serve}").out)
-    assert online == model | {"error": 0}
+    online = json.loads(clone.sh(f"docker run --rm --network host {serve}").out)
+    assert online == model | {"app": [1000, 0o750], "error": 0}
 
 
 def test_optional_draft_that_fails_is_left_out_and_tried_again_with_another_refresh(
@@ -179,13 +217,69 @@ def test_optional_draft_that_fails_is_left_out_and_tried_again_with_another_refr
     args = {"MODEL_ID": "alice/served", "SPEC_DRAFT_MODEL_ID": "alice/late"}
     log = clone.build(**args, SPEC_DRAFT_OPTIONAL="1", REFRESH="1").err
     assert "[spec] Draft model download FAILED (optional, continue): " in log
-    with clone.docker.open() as root:
-        assert tree(root / "app/model") == {"main/config.json": b"{}"}
-        assert not (root / "app/model/draft").exists()
-    assert "DRAFT_DIR=/app/model/draft" in clone.docker.inspect()["config"]["Env"]
+    image = clone.docker.image()
+    assert baked(image) == {"main/config.json": b"{}"}
+    assert not any("draft" in entry.name for _, entry, _ in image.members())
+    assert "DRAFT_DIR=/model/draft" in image.config["config"]["Env"]
     store.add("alice/late", {"config.json": b"late"})
     clone.build(**args, SPEC_DRAFT_OPTIONAL="1", REFRESH="2")
-    assert clone.docker.held("app/model/draft") == {"config.json": b"late"}
+    assert baked(clone.docker.image()) == {"main/config.json": b"{}", "draft/config.json": b"late"}
+
+
+# --- layers ---------------------------------------------------------------------------------------
+
+
+def test_large_files_are_spread_fairly_over_layers_that_are_those_of_any_builder(
+    clone: Clone, buildah: Buildah, store: Store
+) -> None:
+    main = add(store, "alice/main", *(large(i, LARGE + i) for i in range(11)))  # 0 isn't larger
+    draft = add(store, "alice/draft", large(20), large(21))
+    args = {"MODEL_ID": "alice/main", "SPEC_DRAFT_MODEL_ID": "alice/draft"}
+    clone.build(**args)
+    image = clone.docker.image()
+    expected = {f"main/{name}": data for name, data in main.items()}
+    assert baked(image) == expected | {f"draft/{name}": data for name, data in draft.items()}
+    spread: list[list[str]] = [[] for _ in range(10)]
+    for number, entry, _ in image.members():
+        assert (entry.mtime, entry.uid, entry.mode & 0o777 in (0o644, 0o755)) == (0, 65530, True)
+        if entry.size > LARGE:
+            spread[number].append(entry.name.split("/")[1])
+    assert [*map(len, spread)] == [2, 1, 1, 1, 1, 1, 1, 2, 2, 0]
+    assert ["draft" in names for names in spread] == [False] * 7 + [True] * 2 + [False]
+    clone.docker = buildah
+    clone.env["PATH"] = f"{buildah.bin}:{clone.env['PATH']}"
+    clone.build(**args)
+    assert buildah.image().digests == image.digests
+
+
+def test_new_draft_and_new_base_move_no_byte_of_the_model(
+    clone: Clone, store: Store, tmp_path: Path
+) -> None:
+    main = add(store, "alice/main", large(1), large(2))
+    nights = (("first", "alice/one"), ("first", "alice/other"), ("second", "alice/other"))
+    drafts = {name: add(store, name, large(len(name))) for _, name in nights[:2]}
+    node, moved, layers = Buildah(tmp_path / "node"), [], []
+    with contextlib.closing(node), contextlib.closing(Registry(tmp_path)) as hosted:
+        name = f"{hosted.address}/model"
+        for base, draft in nights:
+            lay(clone.work / "script", {"Dockerfile": SCRIPT, "serve.py": base.encode()})
+            clone.sh("docker build -t script script")
+            # Each is downloaded anew, as on a builder that keeps nothing.
+            args = {"MODEL_ID": "alice/main", "SPEC_DRAFT_MODEL_ID": draft, "REFRESH": base}
+            clone.build("--tag", name, SERVE_IMAGE="script", **args)
+            before = hosted.received(), hosted.sent()
+            clone.docker("push", name)
+            node("pull", "--quiet", "--policy", "always", "--tls-verify=false", name)
+            moved.append((hosted.received() - before[0], hosted.sent() - before[1]))
+            image = node.image(name)
+            layers.append({*image.digests})
+            expected = {f"main/{n}": data for n, data in main.items()}
+            assert baked(image) == expected | {f"draft/{n}": d for n, d in drafts[draft].items()}
+    assert len(layers[1] - layers[0]) == 2
+    assert len(layers[2] - layers[1]) == 1
+    assert all(400_000 < size < 500_000 for size in moved[0])
+    assert all(130_000 < size < 150_000 for size in moved[1])
+    assert all(0 < size < 10_000 for size in moved[2])
 
 
 # --- builds that fail or break --------------------------------------------------------------------
@@ -196,16 +290,16 @@ def test_model_or_draft_that_fails_fails_the_build_with_the_code_of_the_script(
 ) -> None:
     store.add("alice/alone", {"config.json": b"{}"})
     result = clone.build(check=False, MODEL_ID="alice/nowhere")
-    assert_fails(result, 1, "\nModel download FAILED: ")
+    assert_fails(result, 1, "Model download FAILED: ")
     args = {"MODEL_ID": "alice/alone", "SPEC_DRAFT_MODEL_ID": "alice/nowhere"}
-    assert_fails(clone.build(check=False, **args), 2, "\n[spec] Draft model download FAILED: ")
+    assert_fails(clone.build(check=False, **args), 2, "[spec] Draft model download FAILED: ")
 
 
 def break_off(clone: Clone, hub: Hub, store: Store, number: int) -> dict[str, bytes]:
     """Let a signal end the build of a private model when 0.6 of it has come; return its files."""
     model = {f"{i}.safetensors": os.urandom(SIZE // 4) for i in range(4)}
     store.add("alice/broken", model, private=True)
-    command = clone.build_command(*SECRET, *WEIGHTS, MODEL_ID="alice/broken", REFRESH=hub.url)
+    command = clone.build_command(*SECRET, MODEL_ID="alice/broken", REFRESH=hub.url)
     hub.rate = SIZE / 8
     clone.break_off(command, lambda: hub.sent() >= 0.6 * SIZE, number)
     hub.rate = None
@@ -214,43 +308,48 @@ def break_off(clone: Clone, hub: Hub, store: Store, number: int) -> dict[str, by
     return model
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("clone", "number"),
+    [("docker", signal.SIGINT), ("docker", signal.SIGKILL), ("buildah", signal.SIGKILL)],
+    indirect=["clone"],
+)
 def test_build_after_a_broken_one_asks_for_the_rest_only_and_clears_the_cache(
-    clone: Clone, hub: Hub, store: Store, tmp_path: Path, number: int
+    clone: Clone, hub: Hub, store: Store, number: int
 ) -> None:
-    token = add_token(store, tmp_path)
+    token = add_token(store, clone)
     model = break_off(clone, hub, store, number)
     assert token.encode() not in b"".join(clone.docker.kept("alice/broken"))
     sent = hub.sent()
-    clone.build(*SECRET, *WEIGHTS, MODEL_ID="alice/broken")
+    clone.build(*SECRET, MODEL_ID="alice/broken")
     assert 0 < hub.sent() - sent < 0.6 * SIZE
-    assert clone.docker.held() == {f"main/{name}": data for name, data in model.items()}
+    assert baked(clone.docker.image()) == {f"main/{name}": data for name, data in model.items()}
     assert not clone.docker.kept("alice/broken")
 
 
 def test_file_that_left_the_revision_after_a_broken_build_is_not_in_the_image(
-    clone: Clone, hub: Hub, store: Store, tmp_path: Path
+    clone: Clone, hub: Hub, store: Store
 ) -> None:
-    add_token(store, tmp_path)
+    add_token(store, clone)
     break_off(clone, hub, store, signal.SIGINT)
     store.add("alice/broken", {"config.json": b"new"})
-    clone.build(*SECRET, *WEIGHTS, MODEL_ID="alice/broken")
-    assert clone.docker.held() == {"main/config.json": b"new"}
+    clone.build(*SECRET, MODEL_ID="alice/broken")
+    assert baked(clone.docker.image()) == {"main/config.json": b"new"}
 
 
 # --- secrets --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("clone", ["docker", "buildah"], indirect=True)
 def test_private_model_comes_with_the_token_which_no_layer_and_no_cache_holds(
-    clone: Clone, store: Store, tmp_path: Path
+    clone: Clone, store: Store
 ) -> None:
-    clone.docker("rm", "--all")  # what a killed build leaves, as the README says
-    token = add_token(store, tmp_path, owner="you")
+    token = add_token(store, clone, owner="you")
     store.add("you/private", {"config.json": b"{}"}, private=True)
-    log = clone.run(readme_build("you/private --secret")).err
+    log = clone.sh(readme_build("you/private")).err
     assert token not in log
-    assert clone.docker.held("app/model") == {"main/config.json": b"{}"}
-    assert clone.docker.search(token) == []
+    image = clone.docker.image()
+    assert baked(image) == {"main/config.json": b"{}"}
+    assert image.search(token) == []
     args = {"MODEL_ID": "you/private", "SPEC_DRAFT_MODEL_ID": "you/nowhere"}
     assert_fails(clone.build(*SECRET, check=False, **args), 2, "[spec] Draft model download FAILED")
     run("bash", "-c", '! grep -rlF "$0" "$1"', token, clone.docker.root)
@@ -265,26 +364,27 @@ def own_dockerfile(clone: Clone, hub: Hub, store: Store) -> str:
 
 
 def test_dockerfile_of_ones_own_leaves_no_login_in_the_image(
-    clone: Clone, store: Store, tmp_path: Path, own_dockerfile: str
+    clone: Clone, store: Store, own_dockerfile: str
 ) -> None:
-    token = add_token(store, tmp_path, owner="you")
-    (clone.folder / "Dockerfile").write_text(own_dockerfile)
-    clone.run(readme_build("docker build -t my-model --secret"))
-    assert b"{}" in clone.docker.held("model").values()
-    assert clone.docker.held("login") == {}
-    assert clone.docker.search(token) == []
+    token = add_token(store, clone, owner="you")
+    (clone.work / "Dockerfile").write_text(own_dockerfile)
+    clone.sh(readme_build("docker build -t my-model --secret"))
+    image = clone.docker.image()
+    assert b"{}" in image.held("model/").values()
+    assert image.held("login/") == {}
+    assert image.search(token) == []
 
 
 @pytest.mark.parametrize("leak", ["RUN rm -r /login", "ENV MODELSCOPE_API_TOKEN={token}"])
 def test_search_finds_the_token_in_an_image_that_leaks(
-    clone: Clone, store: Store, tmp_path: Path, own_dockerfile: str, leak: str
+    clone: Clone, store: Store, own_dockerfile: str, leak: str
 ) -> None:
-    token = add_token(store, tmp_path, owner="you")
+    token = add_token(store, clone, owner="you")
     if "login" in leak:
         own_dockerfile = own_dockerfile.replace(" --mount=type=tmpfs,target=/login", "")
-    (clone.folder / "Dockerfile").write_text(own_dockerfile + leak.format(token=token))
+    (clone.work / "Dockerfile").write_text(own_dockerfile + leak.format(token=token))
     clone.build(*SECRET)
-    assert clone.docker.search(token)
+    assert clone.docker.image().search(token)
 
 
 # --- what is downloaded, and when -----------------------------------------------------------------
@@ -311,98 +411,80 @@ def test_python_image_with_packages_and_a_user_of_its_own_downloads_and_keeps_th
     clone: Clone, store: Store
 ) -> None:
     store.add("alice/small", {"config.json": b"{}"})
-    lay(clone.folder, {"own/Dockerfile": OWN_PYTHON.encode()})
-    clone.run("docker build -t own-python own")
+    lay(clone.work, {"own/Dockerfile": OWN_PYTHON.encode()})
+    clone.sh("docker build -t own-python own")
     clone.build("--target", "download", PYTHON_IMAGE="own-python", MODEL_ID="alice/small")
-    freeze = "docker run --rm --network none my-model"
-    after = clone.run(f"{freeze} python3 -m pip freeze").out.splitlines()
-    before = clone.run(f"{freeze} cat /before").out.splitlines()
+    freeze = "docker run --rm --network none --entrypoint"
+    after = clone.sh(f"{freeze} python3 my-model -m pip freeze").out.splitlines()
+    before = clone.sh(f"{freeze} cat my-model /before").out.splitlines()
     assert {"requests==2.28.2", "modelscope==1.40.2"} <= {*after}
     assert {*before} <= {*after}
-    assert clone.docker.held("weights") == {"main/config.json": b"{}"}
+    assert clone.docker.image().held("layers/0/model/main/") == {"config.json": b"{}"}
 
 
-RECIPE = next(block for block in blocks("Images", "sh") if "REFRESH=$(" in block)
-
-
-def test_build_with_the_recipe_downloads_only_when_a_model_has_moved(
+def test_nightly_build_downloads_only_when_a_model_has_moved(
     clone: Clone, hub: Hub, store: Store
 ) -> None:
+    [nightly] = [block for block in blocks("Images", "sh") if FINGERPRINT in block]
     for name in ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B"):
         store.add(name, {"config.json": name.encode()})
-    clone.run(RECIPE)
-    before, asked = clone.docker.layers(), len(hub.log)
-    clone.run(RECIPE)
+    clone.sh(nightly)
+    before, asked = inspect(clone)["RootFS"], len(hub.log)
+    clone.sh(nightly)
     assert [request.route for request in hub.log[asked:]] == ["list", "list"]
-    assert clone.docker.layers() == before
+    assert inspect(clone)["RootFS"] == before
     store.add("Qwen/Qwen3-0.6B", {"config.json": b"moved"})
-    clone.run(RECIPE)
-    assert clone.docker.held("app/model/draft") == {"config.json": b"moved"}
-
-
-def test_recipe_builds_the_revisions_that_it_has_looked_at_with_a_draft_that_may_be_missing(
-    clone: Clone, store: Store
-) -> None:
-    store.add("Qwen/Qwen3-8B", {"config.json": b"master"})
-    store.add("Qwen/Qwen3-8B", {"config.json": b"v1.0"}, revision="v1.0")
-    clone.run(f"export MODEL_REVISION=v1.0 SPEC_DRAFT_OPTIONAL=1\n{RECIPE}")
-    assert clone.docker.held("app/model") == {"main/config.json": b"v1.0"}
-    store.add("Qwen/Qwen3-0.6B", {"config.json": b"master"})
-    store.add("Qwen/Qwen3-0.6B", {"config.json": b"v2.0"}, revision="v2.0")
-    clone.run(f"export SPEC_DRAFT_MODEL_REVISION=v2.0\n{RECIPE}")
-    expected = {"main/config.json": b"master", "draft/config.json": b"v2.0"}
-    assert clone.docker.held("app/model") == expected
-
-
-@pytest.mark.parametrize("broken", ["no model", "no files", "no draft files"])
-def test_recipe_fails_and_builds_nothing_when_a_list_cannot_be_had(
-    clone: Clone, store: Store, broken: str
-) -> None:
-    store.add("Qwen/Qwen3-8B", {"config.json": b"{}"} if "draft" in broken else {})
-    store.add("Qwen/Qwen3-0.6B", {})
-    if broken == "no model":
-        del store.models["Qwen/Qwen3-8B"]
-    result = clone.run(RECIPE, check=False)
-    assert result.code != 0
-    assert "Qwen3-8B" in result.err or "draft" in broken
-    assert "STEP" not in result.err
-
-
-@pytest.mark.parametrize("name", ["github", "gitlab"])
-def test_example_of_a_pipeline_has_the_recipe_and_gives_the_build_what_it_looks_at(
-    name: str,
-) -> None:
-    example = (ROOT / f".ci/examples/{name}.yml").read_text()
-    looked_at = {*re.findall(r"(?:environ\[|getenv\()\"(\w+)\"", RECIPE), "MODELSCOPE_ENDPOINT"}
-    for text in (RECIPE, example):
-        assert looked_at <= {*re.findall(r"--build-arg (\w+)(?: |$)", text, re.MULTILINE)}
-    lines = ["\n".join(map(str.strip, text.splitlines())) for text in (RECIPE, example)]
-    assert lines[0].split("\n", 1)[1].split(" && ")[0] in lines[1]
+    clone.sh(nightly)
+    expected = {"main/config.json": b"Qwen/Qwen3-8B", "draft/config.json": b"moved"}
+    assert baked(clone.docker.image()) == expected
 
 
 def test_edit_of_another_file_is_not_seen_by_the_build(clone: Clone) -> None:
-    lay(clone.folder, {"model/big.safetensors": b"big", "copy": b"FROM scratch\nCOPY . /\n"})
+    lay(clone.work, {"model/big.safetensors": b"big", "copy": b"FROM scratch\nCOPY . /\n"})
     clone.build("-f", "copy")
-    assert clone.docker.held().keys() == {"requirements.txt", "download_model.py"}
+    assert clone.docker.image().held().keys() == {"requirements.txt", "download_model.py"}
 
 
-def test_second_pull_after_a_change_of_the_server_moves_kilobytes(
-    clone: Clone, store: Store, tmp_path: Path
+# --- the jobs of the CI examples ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("system", EXAMPLES)
+def test_image_job_builds_and_pushes_only_what_the_registry_lacks_as_its_latest(
+    clone: Clone, hub: Hub, store: Store, tmp_path: Path, system: str
 ) -> None:
-    weights = os.urandom(3_000_000)
-    store.add("alice/served", {"model.safetensors": weights})
-    other, moved = Docker(tmp_path / "other"), []
-    with contextlib.closing(other), registry(tmp_path) as (address, sent):
-        for server in (b"first", b"second"):
-            lay(clone.folder / "script", {"Dockerfile": SCRIPT, "serve.py": server})
-            clone.run("docker build -t script --timestamp 0 script")
-            clone.build("--timestamp", "0", SERVE_IMAGE="script", MODEL_ID="alice/served")
-            name = f"{address}/model"
-            clone.docker("push", "--tls-verify=false", "my-model", f"docker://{name}")
-            before = sent()
-            other("pull", "--policy", "always", "--tls-verify=false", f"docker://{name}")
-            moved.append(sent() - before)
-            expected = {"serve.py": server, "model/main/model.safetensors": weights}
-            assert other.held("app", name) == expected
-    assert moved[0] > len(weights)
-    assert 0 < moved[1] < 10_000
+    token = store.add_user("Qwen")
+    script, env = shell(system, "image", token)
+    models = [env["MODEL_ID"], env["SPEC_DRAFT_MODEL_ID"]]
+    for model in models:
+        store.add(model, {"config.json": model.encode()}, private=True)
+    lay(clone.work / "script", {"Dockerfile": SCRIPT, "serve.py": b"first"})
+    with contextlib.closing(Registry(tmp_path)) as hosted:
+        image, base = (f"{hosted.address}/you/{name}" for name in ("your-model", "base"))
+        clone.env |= env | {"IMAGE": image, "SERVE_IMAGE": base, "CI_REGISTRY": hosted.address}
+        clone.sh(f"docker build -t {base} script && docker push {base}")
+
+        def night(*, check: bool = True) -> tuple[bool, bool, set[str]]:
+            """Run the job: whether weights came, layers went, and the tags that there are then."""
+            before = hub.sent(), hosted.received()
+            result = clone.sh(f"pip() {{ :; }}\n{script}", check=check)
+            assert token not in result.out + result.err
+            assert check == (result.code == 0)
+            tags = hosted.tags("you/your-model")
+            return hub.sent() > before[0], hosted.received() > before[1], tags
+
+        came, went, first = night()
+        assert (came, went, len(first)) == (True, True, 2)
+        assert night() == (False, False, first)
+        store.add(models[1], {"config.json": b"moved"}, private=True)
+        came, went, second = night()
+        assert (came, went, len(second - first)) == (True, True, 1)
+        store.add(models[1], {"config.json": models[1].encode()}, private=True)  # and back
+        assert night()[2] == second
+        manifests = (clone.sh(f"docker manifest inspect {image}:{tag}").out for tag in first)
+        assert len({*manifests}) == 1
+        lay(clone.work / "script", {"serve.py": b"second"})
+        clone.sh(f"docker build -t {base} script && docker push {base}")
+        came, went, third = night()
+        assert (came, went, len(third - second)) == (False, True, 1)
+        del store.models[models[1]]
+        assert night(check=False) == (False, False, third)

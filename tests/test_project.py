@@ -20,6 +20,7 @@ from tests.hub import Hub, Store
 from tests.hub.models import DRAFT, MAIN, PRIVATE, SENTENCES, SERVED, files
 from tests.support.cases import FILES, MODEL, download, snapshot, upload, uploaded
 from tests.support.client import ROOT, Client, Result, lay, tree
+from tests.support.jobs import EXAMPLES, shell
 from tests.support.readme import README, blocks, codes, section, table
 
 SCRIPTS = ("download_model.py", "upload_model.py")
@@ -83,6 +84,8 @@ def test_command_that_serves_names_the_folders_of_the_image_and_passes_valid_jso
     main, *options = given[given.index("my-model") + 1 :]
     draft = json.loads(options[options.index("--speculative-config") + 1])["model"]
     assert f"ENV MODEL_DIR={main} DRAFT_DIR={draft} " in source("Dockerfile")
+    sglang = re.search("`(python3 -m sglang.*?)`", section("Serve and load"))[1]
+    assert {main, draft} <= {*sglang.split()}
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -170,52 +173,27 @@ def test_top_level_holds_both_scripts_and_what_belongs_to_them() -> None:
     assert top == {*SCRIPTS, "tests", "requirements.txt", "Dockerfile", "README.md"}
 
 
-EXAMPLES = {system: f".ci/examples/{system}.yml" for system in ("github", "gitlab")}
-BASE, IMAGE, TOKEN = "Qwen/Qwen3-4B", f"ghcr.io/{OWN}", "ms-secret"
-GIVEN = {"CI_REGISTRY": "ghcr.io", "CI_REGISTRY_IMAGE": IMAGE, "CI_REGISTRY_USER": "you"}
-GIVEN |= {"CI_PIPELINE_IID": "7", "GITHUB_RUN_NUMBER": "7", "MODELSCOPE_API_TOKEN": TOKEN}
-# It prints how it was called, and a build a log; it keeps what it was told in secret.
-DOCKER = b"""#!/bin/sh
-echo "docker $*"
-[ "$1" = build ] || exit 0
-cp "$(echo "$*" | sed 's/.*,src=//; s/ .*//')" secret && cat log && exit "$(cat code)"
-"""
-RunJob = Callable[[str], Result]
-
-
-def shell(system: str, name: str) -> tuple[str, dict[str, str]]:
-    """The shell of a job, `image` or `upload`, and the variables that its example gives it."""
-    example = yaml.safe_load(source(EXAMPLES[system]))
-    [job] = [job for key, job in example.get("jobs", example).items() if name in key]
-    if system == "gitlab":
-        return "\n".join(["set -o pipefail", *job["script"]]), example["variables"]
-    steps = [step for step in job["steps"] if "run" in step]
-    script = [f"({step['run']}\n)\nset -a; . $GITHUB_ENV; set +a" for step in steps]
-    env = {k: v for part in (example, job, *steps) for k, v in part.get("env", {}).items()}
-    return "\n".join(script), env | {"MODELSCOPE_API_TOKEN": TOKEN}
+FINGERPRINT = ".ci/examples/fingerprint.py"
+BASE, TOKEN = "Qwen/Qwen3-1.7B", "ms-secret-token"
+RunJob = Callable[[], Result]
 
 
 @pytest.fixture(params=EXAMPLES)
 def run_job(request: pytest.FixtureRequest, client: Client, store: Store) -> RunJob:
-    """Runs a job as GitHub or GitLab would, on a runner that has a `docker` and our scripts."""
+    """Runs the upload job as GitHub or GitLab would, on a runner that has our scripts."""
     if sys.platform == "win32":
         pytest.skip("the runner is Linux")
     for name, model in ((BASE, FILES), (SMALL, FILES), (OWN, {})):
         store.add(name, model)
     store.users[TOKEN] = "you"
     lay(client.work, {name: source(name).encode() for name in SCRIPTS})
-    lay(client.work, {"log": b"", "code": b"0", "variables": b"", "awq-out/config.json": b"{}"})
-    commands = lay(client.home / "bin", {"docker": DOCKER, "pip": b"#!/bin/sh\n"})
-    for command in commands.iterdir():
-        command.chmod(0o755)
-    client.env |= {"PATH": f"{commands}:{client.env['PATH']}", "GITHUB_ENV": "./variables"}
+    lay(client.work, {"variables": b"", "awq-out/config.json": b"{}"})
+    script, env = shell(request.param, "upload", TOKEN)
+    script = f'pip() {{ :; }}\n{script}\necho "draft: $SPEC_DRAFT_MODEL_ID."'
 
-    def run(name: str) -> Result:
-        script, env = shell(request.param, name)
-        script += '\necho "draft: $SPEC_DRAFT_MODEL_ID."'
-        result = client.run("bash", "-ec", script, **GIVEN | env, TMPDIR=str(client.home))
+    def run() -> Result:
+        result = client.run("bash", "-ec", script, **env | {"GITHUB_ENV": "./variables"})
         assert TOKEN not in result.out + result.err
-        assert not list(client.home.glob("tmp.*"))  # the file of the token
         return result
 
     return run
@@ -243,50 +221,74 @@ def test_example_builds_at_night_and_uploads_on_a_tag() -> None:
     assert not any("${{" in step.get("run", "") for step in steps)  # nothing is pasted in
 
 
-def test_image_job_builds_with_the_token_pushes_and_refreshes_what_has_moved(
-    run_job: RunJob, client: Client, store: Store
-) -> None:
-    result = run_job("image")
-    assert result.code == 0, result
-    build, login, push = re.findall("^docker (?!logout).*", result.out, re.MULTILINE)
-    assert re.search(rf" --build-arg MODEL_ID .* --tag {IMAGE}:7 --tag {IMAGE}:latest \.$", build)
-    assert (login[:20], push) == ("docker login ghcr.io", f"docker push --all-tags {IMAGE}")
-    assert (client.work / "secret").read_text() == TOKEN
-    assert "without it" not in result.out
-    again = run_job("image")
-    store.add(SMALL, FILES | {"config.json": b"moved"})
-    refresh = [re.findall(r" REFRESH=\w{64} ", r.out) for r in (result, again, run_job("image"))]
-    assert [] != refresh[0] == refresh[1] != refresh[2] != []
+def test_builds_of_the_examples_and_of_the_readme_are_given_what_the_fingerprint_is_of() -> None:
+    names = set(re.findall(r'"((?:MODEL|SPEC_DRAFT)_\w+)"', source(FINGERPRINT)))
+    [nightly] = [block for block in blocks("Images", "sh") if FINGERPRINT in block]
+    for text in (nightly, *map(source, EXAMPLES.values())):
+        given = set(re.findall(r"--build-arg (\w+)", text))
+        assert names | {"MODELSCOPE_ENDPOINT", "REFRESH"} <= given
+        assert "--secret id=modelscope_token,env=MODELSCOPE_API_TOKEN" in text
+        assert "SPEC_DRAFT_OPTIONAL" not in text
 
 
-def test_image_job_warns_without_a_draft_and_pushes_nothing_after_a_failure(
-    run_job: RunJob, client: Client, store: Store
+def test_fingerprint_changes_with_each_model_and_each_revision(
+    client: Client, store: Store
 ) -> None:
-    del store.models[SMALL]
-    lay(client.work, {"log": b"[spec] Draft model download FAILED (optional, continue): "})
-    result = run_job("image")
-    assert (result.code, "\ndocker push " in result.out) == (0, True), result
-    assert "The draft model failed; the image is without it." in result.out
-    lay(client.work, {"code": b"1"})
-    failed = run_job("image")
-    assert (failed.code, "docker push" in failed.out) == (1, False)
-    del store.models[BASE]
-    missing = run_job("image")
-    assert (missing.code, "docker build" in missing.out) == (1, False)
+    token = store.add_user("alice")
+    env = {"MODEL_ID": MODEL, "SPEC_DRAFT_MODEL_ID": "alice/draft", "MODELSCOPE_API_TOKEN": token}
+    revisions = ("MODEL_REVISION", "SPEC_DRAFT_MODEL_REVISION")
+    for name in (MODEL, "alice/draft"):
+        store.add(name, FILES, private=True)
+        store.add(name, FILES, revision="v1.0")
+
+    def fingerprint(**more: str) -> str:
+        result = client.run("python", ROOT / FINGERPRINT, **env | more)
+        assert (result.code, token in result.err) == (0, False), result
+        return result.out
+
+    states = [fingerprint(), *(fingerprint(**{name: "v1.0"}) for name in revisions)]
+    assert fingerprint(MODEL_REVISION="", MODELSCOPE_API_TOKEN=f"{token}\n") == states[0]
+    for name in (MODEL, "alice/draft"):
+        store.add(name, FILES | {"config.json": b"moved"})
+        states.append(fingerprint())
+    assert len({*states}) == 5
+    assert all(re.fullmatch(r"[0-9a-f]{64}\n", state) for state in states)
+
+
+@pytest.mark.parametrize("missing", [MODEL, "alice/draft"])
+def test_fingerprint_without_a_list_fails_with_the_cause(
+    client: Client, store: Store, missing: str
+) -> None:
+    for name in {MODEL, "alice/draft"} - {missing}:
+        store.add(name, FILES)
+    env = {"MODEL_ID": MODEL, "SPEC_DRAFT_MODEL_ID": "alice/draft"}
+    result = client.run("python", ROOT / FINGERPRINT, **env)
+    assert (result.code, result.out) == (1, "")
+    assert f"{missing}: the file list could not be read: NotExistError(" in result.err
+    store.add(missing, {})
+    result = client.run("python", ROOT / FINGERPRINT, **env)
+    assert (result.code, result.out) == (1, "")
+    assert result.err.endswith(f"{missing}: the hub lists no files (revision=master)\n")
+
+
+def test_fingerprint_shows_no_token_that_cannot_be_one(client: Client, model: str) -> None:
+    env = {"MODEL_ID": model, "MODELSCOPE_API_TOKEN": "ms-two\nlines"}
+    result = client.run("python", ROOT / FINGERPRINT, **env)
+    assert (result.code, result.out, "lines" in result.err) == (1, "", False)
 
 
 def test_upload_job_goes_on_without_a_draft_but_not_without_a_model(
     run_job: RunJob, store: Store
 ) -> None:
-    result = run_job("upload")
+    result = run_job()
     assert (result.code, result.lines[-1]) == (0, f"draft: {SMALL}."), result
     assert uploaded(store, OWN) == {"config.json": b"{}"}
     del store.models[SMALL]
-    result = run_job("upload")
+    result = run_job()
     assert (result.code, result.lines[-1]) == (0, "draft: ."), result
     assert "The draft model failed; going on without it." in result.out
     del store.models[BASE]
-    result = run_job("upload")
+    result = run_job()
     assert (result.code, "Uploading" in result.out) == (1, False)
 
 
