@@ -115,8 +115,7 @@ def test_unusable_value_is_an_error(client: Client, hub: Hub, name: str, value: 
     assert hub.log == []
 
 
-SLIPS = {"--repo_id mine": "unrecognized arguments", "--modle-dir=mine": "unrecognized arguments"}
-SLIPS |= {"--repo mine": "unrecognized arguments", "mine": "unrecognized arguments"}
+SLIPS = dict.fromkeys(("--repo_id mine", "--repo=mine", "--modle-dir", "mine"), "unrecognized arg")
 SLIPS |= {"--model-dir": "argument --model-dir", "--token --repo_id mine": "argument --token"}
 
 
