@@ -27,8 +27,9 @@ def describe(model: str, revision: str, token: str) -> tuple[object, ...]:
 
 def main() -> None:
     env = {name: value.strip() for name, value in os.environ.items()}
-    token = os.environ["MODELSCOPE_API_TOKEN"] = env.get("MODELSCOPE_API_TOKEN", "")
-    if not token.isprintable():  # an error of the SDK would show it
+    # A blank one would hide a stored login.
+    token = os.environ.pop("MODELSCOPE_API_TOKEN", "").strip()
+    if not (token.isascii() and token.isprintable()):  # an error of the SDK would show it
         sys.exit("MODELSCOPE_API_TOKEN has characters that cannot occur in a token; copy it again")
     if not env.get("MODEL_ID"):
         sys.exit("MODEL_ID is not set")
