@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.gate, pytest.mark.timeout(600)]
 
 FINGERPRINT = ".ci/examples/fingerprint.py"
 FILES = ("Dockerfile", ".dockerignore", "requirements.txt", "download_model.py", FINGERPRINT)
-# The block that builds and runs, and the output that is shown below it.
-QUICK_START = r"^```sh\n(docker build .*?)^```\n\n```\n(.*?)^```$"
+# The block that builds an image and checks it.
+QUICK_START = r"^```sh\n(docker build .*?)^```"
 # Nothing but a file, so that a layer of it is small.
 SCRIPT = b"FROM scratch\nCOPY serve.py /app/\n"
 SECRET = ("--secret", "id=modelscope_token,env=MODELSCOPE_API_TOKEN")
@@ -145,16 +145,13 @@ def assert_fails(result: Result, code: int, line: str) -> None:
 # --- what an image holds --------------------------------------------------------------------------
 
 
-def test_quick_start_builds_both_models_and_shows_what_the_readme_shows(
-    clone: Clone, store: Store
-) -> None:
-    commands, shown = re.search(QUICK_START, README, re.MULTILINE | re.DOTALL).groups()
-    names = re.findall(r"^main/(.*): OK$", shown, re.MULTILINE)
+def test_quick_start_builds_both_models_and_finds_them_intact(clone: Clone, store: Store) -> None:
+    [commands] = re.search(QUICK_START, README, re.MULTILINE | re.DOTALL).groups()
     models = {"draft": "Qwen/Qwen3-0.6B", "main": "Qwen/Qwen3-8B"}
     for model in models.values():
-        store.add(model, {name: model.encode() for name in ("config.json", *names)})
-    assert clone.sh(commands).out == shown
-    expected = {f"{f}/{n}": m.encode() for f, m in models.items() for n in ("config.json", *names)}
+        store.add(model, {"config.json": model.encode()})
+    assert clone.sh(commands).out == "intact\n"
+    expected = {f"{folder}/config.json": model.encode() for folder, model in models.items()}
     assert baked(clone.docker.image()) == expected
 
 
@@ -425,7 +422,7 @@ def test_python_image_with_packages_and_a_user_of_its_own_downloads_and_keeps_th
 def test_nightly_build_downloads_only_when_a_model_has_moved(
     clone: Clone, hub: Hub, store: Store
 ) -> None:
-    [nightly] = [block for block in blocks("Images", "sh") if FINGERPRINT in block]
+    [nightly] = [block for block in blocks("In CI", "sh") if FINGERPRINT in block]
     for name in ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B"):
         store.add(name, {"config.json": name.encode()})
     clone.sh(nightly)

@@ -80,14 +80,14 @@ def test_command_that_runs_the_tests_finds_them(clone: Client) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="lines for bash")
-def test_command_for_a_script_gives_it_the_path_or_nothing_after_a_failure(
-    clone: Client, store: Store
-) -> None:
-    command = re.search(r"`(path=.+?)`", section("Serve and load"))[1] + '; printf %s "$path"'
-    where = clone.run(*REHEARSE, "bash", "-ec", command).out
-    assert where == str(snapshot(clone.work / "model", SMALL))
-    failed = clone.run("bash", "-ec", command, MODELSCOPE_ENDPOINT="http://127.0.0.1:9")
-    assert failed.out == ""
+def test_block_for_a_script_gives_it_both_paths_or_ends_it(clone: Client) -> None:
+    [block] = [block for block in blocks("Serve and load", "sh") if block.startswith("out=")]
+    given = f"vllm() {{ printf '%s\\n' \"$@\"; }}\n{block}"
+    _, main, _, settings = clone.run(*REHEARSE, "bash", "-c", given).lines
+    assert main == str(snapshot(clone.work / "model", "Qwen/Qwen3-8B"))
+    assert json.loads(settings)["model"] == str(snapshot(clone.work / "model", SMALL))
+    failed = clone.run("bash", "-c", given, MODELSCOPE_ENDPOINT="http://127.0.0.1:9")
+    assert (failed.code, failed.out) == (1, "")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="lines for bash")
@@ -145,7 +145,7 @@ def test_messages_in_the_tables_are_those_that_are_printed() -> None:
 
 def test_figures_are_those_of_the_benchmark() -> None:
     measured = {row[0]: row for row in table(source("tests/BENCH.md"), "scenario")}
-    for name, *figures in table(section("Speed, and what was tested")):
+    for name, *figures in table(section("Speed")):
         assert figures == [measured[name][column] for column in (1, 2, 4)]
 
 
@@ -232,7 +232,7 @@ def test_example_builds_at_night_and_uploads_on_a_tag() -> None:
 
 def test_builds_of_the_examples_and_of_the_readme_are_given_what_the_fingerprint_is_of() -> None:
     names = set(re.findall(r'"((?:MODEL|SPEC_DRAFT)_\w+)"', source(FINGERPRINT)))
-    [nightly] = [block for block in blocks("Images", "sh") if FINGERPRINT in block]
+    [nightly] = [block for block in blocks("In CI", "sh") if FINGERPRINT in block]
     for text in (nightly, *map(source, EXAMPLES.values())):
         given = set(re.findall(r"--build-arg (\w+)", text))
         assert names | {"MODELSCOPE_ENDPOINT", "REFRESH"} <= given
@@ -329,13 +329,13 @@ def test_cli_accepts_and_reuses_what_our_script_downloaded(
     for name in (store.add(SMALL, FILES).id, model):
         assert download(client, "--cache_dir", "model", MODEL_ID=name).code == 0
     sent = hub.sent()
-    assert run_row(client, "Check a download").code == 0
+    assert run_row(client, "Check a folder").code == 0
     assert client.run("modelscope", "download", SMALL, "--cache_dir", "model").code == 0
     assert hub.sent() == sent
     folder = snapshot(client.work / "model", SMALL)
     for harm in ({"config.json": b"[]"}, FILES | {"extra": b""}):
         lay(folder, harm)
-        assert run_row(client, "Check a download").code == 1
+        assert run_row(client, "Check a folder").code == 1
     clear = ("modelscope", "cache", "clear", "--cache-dir", "model", "--repo-type", "model")
     assert client.run(*clear, "--repo-id", SMALL, "--yes").code == 0
     assert (folder.exists(), tree(snapshot(client.work / "model"))) == (False, FILES)
