@@ -121,8 +121,7 @@ def download(model_id: str, revision: str, cache_dir: str, bar: Any) -> Path:
     """Download a revision of a model below `cache_dir`, verify it, and return its folder's path.
 
     Raises ValueError for names that cannot be used, LookupError for a model or a revision that
-    isn't there, OSError for the disk, and what the SDK raises.
-    """
+    isn't there, OSError for the disk, and what the SDK raises."""
     if not re.fullmatch("[^/]+/[^/]+", model_id) or escapes_folder(model_id):
         raise ValueError(f"not a model id: {model_id!r}; expected OWNER/NAME (see MODEL_ID)")
     if escapes_folder(revision):
@@ -225,9 +224,10 @@ def count_missing(folder: Path, files: Files) -> int:
 def check_space(folder: Path, missing: int) -> int:
     """Return how many bytes stay free after the download; raise OSError if there is too little."""
     parent = next((each for each in (folder, *folder.parents) if each.exists()), folder)
-    is_root, free = sys.platform != "win32" and os.geteuid() == 0, 0
+    free = 0
     with contextlib.suppress(OSError):  # some file systems can't tell, and some report 0
         disk = shutil.disk_usage(parent)
+        is_root = sys.platform != "win32" and os.geteuid() == 0
         free = disk.total - disk.used if is_root else disk.free  # some is reserved for root
     if 0 < free < missing:
         reason = f"{missing} bytes are still to come, and {free} are free"
