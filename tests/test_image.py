@@ -190,7 +190,8 @@ def test_revisions_are_those_that_are_named_in_labels_too(clone: Clone, store: S
 def test_serve_image_stays_as_it_is_and_serves_without_a_network(
     clone: Clone, hub: Hub, store: Store
 ) -> None:
-    store.add("Qwen/Qwen3-0.6B", {"config.json": b"{}"})
+    for name in ("Qwen/Qwen3-8B", "Qwen/Qwen3-0.6B"):
+        store.add(name, {"config.json": b"{}"})
     lay(clone.work, {"serve/Dockerfile": SERVE.encode(), "serve/serve.py": SERVER.encode()})
     clone.sh(f"docker build -t {SERVE_IMAGE} serve")
     clone.sh(readme_build("SERVE_IMAGE=vllm"))
@@ -201,7 +202,7 @@ def test_serve_image_stays_as_it_is_and_serves_without_a_network(
     offline = json.loads(clone.sh(f"docker run --rm --network none {serve}").out)
     assert offline.pop("error") in {errno.ENETUNREACH, errno.ECONNREFUSED}
     assert offline.pop("app") == [1000, 0o750]
-    model = {"user": 65534, "model": {"config.json": "{}"}, "draft": False, "offline": ["1", "1"]}
+    model = {"user": 65534, "model": {"config.json": "{}"}, "draft": True, "offline": ["1", "1"]}
     assert offline == model
     online = json.loads(clone.sh(f"docker run --rm --network host {serve}").out)
     assert online == model | {"app": [1000, 0o750], "error": 0}
