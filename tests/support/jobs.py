@@ -9,7 +9,8 @@ from tests.support.client import ROOT
 EXAMPLES = {system: f".ci/examples/{system}.yml" for system in ("github", "gitlab")}
 # What GitLab sets by itself; GitHub's has it in the steps, in place of what `${{ }}` stands for.
 GITLAB = {"CI_REGISTRY_USER": "you", "CI_REGISTRY_PASSWORD": "secret"}
-GITHUB = {"USER": "you", "PASSWORD": "secret", "GITHUB_ENV": "/dev/null"}
+GITHUB = dict.fromkeys(("GITHUB_ENV", "GITHUB_OUTPUT"), "/dev/null")
+GITHUB |= {"USER": "you", "PASSWORD": "secret"}
 
 
 def shell(system: str, name: str, token: str) -> tuple[str, dict[str, str]]:
