@@ -313,7 +313,7 @@ TOKEN_VARIABLES = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")  # the upload tak
 TOKEN = re.compile(r"[A-Za-z0-9_.~+/=-]{8,}")
 AROUND = " \t\r\n'\""  # what may stand around a token: `docker run --env-file` keeps quotes
 SECRETS: set[str] = set()
-IN_ADDRESSES = re.compile(r"(?i)(://)\S+(?=@)|(\?)\S*(?:key|sign|token)\w*=\S+")
+IN_ADDRESSES = re.compile(r"(?i)(://)\S+(?=@)|(\?)\S*(?:key|sig|token)\w*=\S+")
 
 
 def say(text: str, file: TextIO | None = None) -> None:
