@@ -396,9 +396,8 @@ def test_file_that_failed_while_others_came_is_tried_once_more(client: Client, h
 
 def test_link_that_breaks_again_and_again_is_no_error(client: Client, hub: Hub) -> None:
     """More often than the SDK tries in two rounds, each time three times."""
-    half = faults.changed(lambda body: body[: len(body) // 2], announced=False)
     for name in (BIG, "model-00001-of-00002.safetensors"):
-        hub.queue("file", half, file=name, times=7)
+        hub.queue("file", faults.half, file=name, times=7)
     result = download(client)
     assert (result.code, result.err.count(AGAIN)) == (0, 2), result
     assert (tree(snapshot(client.work)), hub.sent()) == (FILES, TOTAL)

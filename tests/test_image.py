@@ -21,12 +21,11 @@ import pytest
 from tests.hub import Hub, Store
 from tests.support.builders import BASE, LOOPBACK, Buildah, Clone, Docker, Image, Registry, run
 from tests.support.client import ROOT, Result, lay, wait_until
-from tests.support.jobs import EXAMPLES, shell
+from tests.support.jobs import EXAMPLES, FINGERPRINT, shell
 from tests.support.readme import README, blocks
 
 pytestmark = [pytest.mark.gate, pytest.mark.timeout(600)]
 
-FINGERPRINT = ".ci/examples/fingerprint.py"
 FILES = ("Dockerfile", ".dockerignore", "requirements.txt", "download_model.py", FINGERPRINT)
 # The block that builds an image and checks it.
 QUICK_START = r"^```sh\n(docker build .*?)^```"

@@ -20,7 +20,7 @@ from tests.hub import Hub, Store
 from tests.hub.models import DRAFT, MAIN, PRIVATE, SENTENCES, SERVED, files
 from tests.support.cases import FILES, MODEL, download, snapshot, upload, uploaded
 from tests.support.client import ROOT, Client, Result, lay, tree
-from tests.support.jobs import EXAMPLES, shell
+from tests.support.jobs import EXAMPLES, FINGERPRINT, shell
 from tests.support.readme import README, blocks, codes, section, table
 
 SCRIPTS = ("download_model.py", "upload_model.py")
@@ -185,7 +185,6 @@ def test_top_level_holds_both_scripts_and_what_belongs_to_them() -> None:
     assert top == {*SCRIPTS, "tests", "requirements.txt", "Dockerfile", "README.md"}
 
 
-FINGERPRINT = ".ci/examples/fingerprint.py"
 BASE, TOKEN = "Qwen/Qwen3-1.7B", "ms-secret-token"
 RunJob = Callable[[], Result]
 

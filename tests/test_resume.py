@@ -20,7 +20,6 @@ OTHERS = {name: content for name, content in FILES.items() if name != BIG}
 TOTAL = sum(map(len, FILES.values()))
 NAMES = {"MODEL_ID": MODEL, "REPO_ID": MODEL, "MODEL_DIR": "folder"}
 PART = 1 << 20
-HALF = faults.changed(lambda body: body[: len(body) // 2], announced=False)
 PARTIAL, FIRST = f"{BIG}.incomplete", f"{BIG}_0_{PART - 1}"
 STARTS = range(0, SIZE, PART)
 IN_PARTS = {f"{BIG}_{i}_{min(i + PART, SIZE) - 1}": CONTENT[i : i + PART] for i in STARTS}
@@ -171,7 +170,7 @@ def test_joined_parts_of_a_killed_run_go_and_those_of_a_running_one_count(
     [
         ({PARTIAL: CONTENT[:1_500_000], "stale.safetensors": CONTENT}, [faults.slow(4e5)], 62),
         ({BIG: bytes(SIZE)}, [faults.slow(1e6)], 9),  # as a model that was trained again
-        ({}, [HALF, HALF, HALF, faults.slow(1e5)], 88),  # three tries, and a second round
+        ({}, [faults.half] * 3 + [faults.slow(1e5)], 88),  # three tries, and a second round
     ],
     ids=["resumed", "changed but not in size", "second round"],
 )

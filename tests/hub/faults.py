@@ -61,6 +61,11 @@ def short(missing: int) -> Fault:
     return changed(lambda body: body[:-missing], announced=False)
 
 
+def half(answer: Answer) -> Response:
+    """Half of the body comes, then the connection is closed as if all were well."""
+    return changed(lambda body: body[: len(body) // 2], announced=False)(answer)
+
+
 def long(extra: int, *, announced: bool) -> Fault:
     """The body is longer than the file, and also longer than it says itself unless `announced`."""
     return changed(lambda body: body + bytes(extra), announced=announced)

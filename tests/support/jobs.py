@@ -7,6 +7,7 @@ import yaml
 from tests.support.client import ROOT
 
 EXAMPLES = {system: f".ci/examples/{system}.yml" for system in ("github", "gitlab")}
+FINGERPRINT = ".ci/examples/fingerprint.py"
 # What GitLab sets by itself; GitHub's has it in the steps, in place of what `${{ }}` stands for.
 GITLAB = {"CI_REGISTRY_USER": "you", "CI_REGISTRY_PASSWORD": "secret"}
 GITHUB = dict.fromkeys(("GITHUB_ENV", "GITHUB_OUTPUT"), "/dev/null")
