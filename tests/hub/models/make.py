@@ -38,7 +38,7 @@ def make_model(tokenizer: Qwen2Tokenizer, layers: int) -> Qwen3ForCausalLM:
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        head_dim=16,
+        head_dim=32,
         num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=1,
