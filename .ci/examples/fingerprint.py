@@ -2,27 +2,36 @@
 
 MODEL_ID, MODEL_REVISION, SPEC_DRAFT_MODEL_ID and SPEC_DRAFT_MODEL_REVISION name them, as in the
 build; MODELSCOPE_ENDPOINT and MODELSCOPE_API_TOKEN are the hub and the token, where they are set.
+A new model card is not a new model: an author who mends a typo would make every user build again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
 
 from modelscope_hub import HubApi
 
+LEFT_OUT = {"README.md", ".gitattributes"}
+
 
 def describe(model: str, revision: str, token: str) -> tuple[object, ...]:
     """Return a model's name, revision and digests; exit with the cause if there are none."""
+    endpoint = None
+    with contextlib.suppress(Exception):  # the list will tell
+        # As in a download: modelscope.ai, where modelscope.cn doesn't have the model.
+        endpoint = HubApi(token=token or None).resolve_endpoint_for_read(model)
+    api = HubApi(token=token or None, endpoint=endpoint)
     try:
-        entries = HubApi(token=token or None).list_repo_files(model, "model", revision=revision)
+        entries = api.list_repo_files(model, "model", revision=revision)
     except Exception as error:  # whatever it is, there is nothing to compare
         sys.exit(f"{model}: the file list could not be read: {error!r}")
     files = sorted((file.path, file.sha256 or file.size) for file in entries if not file.is_dir)
     if not files:
         sys.exit(f"{model}: the hub lists no files (revision={revision})")
-    return model, revision, files
+    return model, revision, [file for file in files if file[0] not in LEFT_OUT]
 
 
 def main() -> None:
