@@ -11,20 +11,16 @@ FROM --platform=$BUILDPLATFORM ${PYTHON_IMAGE} AS download
 USER 0
 WORKDIR /build
 COPY requirements.txt ./
-ARG PIP_INDEX_URL
 # Only the SDK is pinned, so the image's other packages stay; Debian's pip needs the variable.
+ARG PIP_INDEX_URL PIP_TRUSTED_HOST
 RUN PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --no-cache-dir -r requirements.txt
-COPY download_model.py ./
+COPY download_model.py .docker/layers.py ./
 # The script's environment, except MODEL_REVISION; one not given stays unset: its default holds.
-ARG MODEL_ID
-ARG MODEL_REVISION
-ARG SPEC_DRAFT_MODEL_ID
-ARG SPEC_DRAFT_MODEL_REVISION
-ARG SPEC_DRAFT_OPTIONAL
-ARG MODELSCOPE_ENDPOINT
+ARG MODEL_ID MODEL_REVISION MODELSCOPE_ENDPOINT
+ARG SPEC_DRAFT_MODEL_ID SPEC_DRAFT_MODEL_REVISION SPEC_DRAFT_OPTIONAL
 # A new value makes the build download again.
 ARG REFRESH
-# A broken build leaves partial downloads in the cache for the next one; the login is in memory.
+# A broken build leaves its downloads in the cache for the next one; the login is in memory.
 RUN --mount=type=cache,id=modelscope,target=/build/unfinished,sharing=locked \
     --mount=type=secret,id=modelscope_token --mount=type=tmpfs,target=/login \
     set -eu; secret=/run/secrets/modelscope_token; \
@@ -39,21 +35,9 @@ RUN --mount=type=cache,id=modelscope,target=/build/unfinished,sharing=locked \
     download; \
     # Stale files of an older revision must not get in. This downloads the model again in full.
     if grep -q '^WARNING: not in this revision' warnings; then rm -r "$cache"; download; fi; \
-    for n in 0 1 2 3 4 5 6 7 8 9; do mkdir -p /layers/$n/model; done; cd /layers/0/model; \
-    mv "$(sed -n 's/^Resolved model_dir: //p' /build/log)" main; \
-    draft=$(sed -n 's/^\[spec\] Resolved draft_model_dir: //p' /build/log); \
-    [ -z "$draft" ] || mv "$draft" draft; rm -r "/build/$cache"; \
-    find main ${draft:+draft} -type f -exec sha256sum {} + | LC_ALL=C sort -k 2 >SHA256SUMS; \
-    # Files above 32 MiB, the largest first, go to the layers that are named, in turn.
-    deal() { \
-        find "$1" -type f -size +32768k -exec stat -c '%s %n' {} + | LC_ALL=C sort -k 1,1nr -k 2 | \
-        while shift; read -r _ file; do \
-            to=/layers/$1/model/${file%/*}; mkdir -p "$to"; mv "$file" "$to"; set -- "$@" "$1"; \
-        done; }; \
-    # The draft model's begin at the other end, where a new one changes the least.
-    deal main 1 2 3 4 5 6 7 8 9; [ -z "$draft" ] || deal draft 9 8 7 6 5 4 3 2 1; \
-    # Every user can read the files, and fixed times give the same files the same layer.
-    chmod -R u=rwX,go=rX /layers; find /layers -exec touch -d @0 {} +
+    main=$(sed -n 's/^Resolved model_dir: //p' log); \
+    draft=$(sed -n 's/^\[spec\] Resolved draft_model_dir: //p' log); \
+    python3 layers.py /layers "$main" ${draft:+"$draft"}; rm -r "$cache"
 
 FROM ${SERVE_IMAGE} AS serve
 # Ten layers, as registries limit the size of one; those that change with the draft come last.
@@ -70,6 +54,7 @@ COPY --from=download --chown=65530:65530 /layers/9/ /
 COPY --from=download --chown=65530:65530 /layers/0/ /
 ARG MODEL_ID MODEL_REVISION SPEC_DRAFT_MODEL_ID SPEC_DRAFT_MODEL_REVISION
 LABEL modelscope.model=${MODEL_ID} modelscope.revision=${MODEL_REVISION:-master} \
-    modelscope.draft=${SPEC_DRAFT_MODEL_ID} modelscope.draft_revision=${SPEC_DRAFT_MODEL_REVISION}
+    modelscope.draft=${SPEC_DRAFT_MODEL_ID} \
+    modelscope.draft_revision=${SPEC_DRAFT_MODEL_REVISION:-master}
 # Never ask the hub at run time. Without a draft model, DRAFT_DIR does not exist.
 ENV MODEL_DIR=/model/main DRAFT_DIR=/model/draft HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
