@@ -6,27 +6,27 @@ from Debian's packages, so nothing is pulled.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import tarfile
-import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from tests.hub import Hub
 from tests.support.client import Client, Result, tree, wait_until
 
 BASE = "python:3.12-slim"  # what the Dockerfile and the README name
 DEBIAN = "python3,python3-pip,ca-certificates"
-# By the Debian package that has it. The engine comes first, as the one that is missed most.
-TOOLS = {"docker.io": "dockerd"} | {t: t for t in ("buildah", "debootstrap", "docker-registry")}
+TOOLS = ("dockerd", "buildah", "debootstrap", "docker-registry")
+ADVICE = "To build images, be root: apt-get install docker.io buildah debootstrap docker-registry"
 DEADLINE = 300  # seconds for a command
 
 # `docker`, which lets a build reach the hub on loopback, and is content with a registry without
@@ -44,27 +44,17 @@ exec {command} "$@"
 """
 
 
-def find_missing() -> str:
-    """Say what to install, and as whom to run the tests, or nothing if all is there."""
-    missing = [package for package, tool in TOOLS.items() if not shutil.which(tool)]
-    if sys.platform != "linux" or os.geteuid():
-        return "images are built and run by root on Debian"
-    return f"run: apt-get install {' '.join(missing)}" if missing else ""
-
-
-def run(*command: object) -> str:
+def run(*command: str | Path) -> str:
     """Run a command that has to succeed, and return what it prints."""
-    words = [str(word) for word in command]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE, check=False)
-    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def start(log: Path, ready: str, *command: object) -> subprocess.Popen[bytes]:
+def start(log: Path, ready: str, *command: str | Path) -> subprocess.Popen[bytes]:
     """Start a service in a process group of its own, and wait until its log says `ready`."""
     with log.open("w") as file:
-        words = [str(word) for word in command]
-        service = subprocess.Popen(words, stdout=file, stderr=file, start_new_session=True)
+        service = subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
     wait_until(lambda: service.poll() is not None or ready in log.read_text())
     assert service.poll() is None, log.read_text()
     return service
@@ -92,7 +82,7 @@ class Image:
     """What a builder has saved: an image's configuration, and a tar file for each layer."""
 
     config: dict
-    layers: list[Path]
+    layers: list[bytes]
 
     @property
     def digests(self) -> list[str]:
@@ -100,22 +90,22 @@ class Image:
 
     def held(self, folder: str = "") -> dict[str, bytes]:
         """The files whose path begins with `folder`, by the rest of their path."""
-        files = {}
+        held = {}
         for layer in self.layers:
-            with tarfile.open(layer) as tar:
-                for entry in tar:
-                    if entry.isfile() and entry.name.startswith(folder):
-                        files[entry.name.removeprefix(folder)] = tar.extractfile(entry).read()
-        return files
+            with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
+                held |= {e.name: tar.extractfile(e).read() for e in tar if e.isfile()}
+        return {k.removeprefix(folder): v for k, v in held.items() if k.startswith(folder)}
 
-    def places(self, text: str) -> list[str]:
-        """Where a text is: in layers, or in the configuration, which has the history."""
-        layers = [path.name for path in self.layers if text.encode() in path.read_bytes()]
-        return layers + ["configuration"] * (text in json.dumps(self.config))
+    def count(self, text: str) -> int:
+        """In how many layers a text is; the configuration, which has the history, is one more."""
+        parts = [*self.layers, json.dumps(self.config).encode()]
+        return sum(text.encode() in part for part in parts)
 
 
 class Builder:
     """A folder `root` with a storage, and a command `docker` in `root / "bin"`."""
+
+    save: str  # the words that write an image as `docker save` does
 
     def __init__(self, root: Path, command: str, options: str, export: str) -> None:
         self.root, self.bin = root, root / "bin"
@@ -124,21 +114,19 @@ class Builder:
         (self.bin / "docker").write_text(shim)
         (self.bin / "docker").chmod(0o755)
 
-    def __call__(self, *words: object) -> str:
-        return run(self.bin / "docker", *words)
-
-    def save(self, tag: str, file: Path) -> None:
-        """Write an image as `docker save` does."""
-        raise NotImplementedError
+    def __call__(self, words: str) -> str:
+        return run(self.bin / "docker", *words.split())
 
     def image(self, tag: str = "my-model") -> Image:
-        folder = Path(tempfile.mkdtemp(dir=self.root))
-        self.save(tag, folder / "image.tar")
-        run("tar", "-xf", folder / "image.tar", "-C", folder)
-        (folder / "image.tar").unlink()
-        [manifest] = json.loads((folder / "manifest.json").read_text())
-        config = json.loads((folder / manifest["Config"]).read_text())
-        return Image(config, [folder / layer for layer in manifest["Layers"]])
+        file = self.root / "image.tar"
+        full = tag if ":" in tag else f"{tag}:latest"  # or all that are called so are saved
+        self(self.save.format(tag=full, file=file))
+        with tarfile.open(file) as tar:
+            [manifest] = json.load(tar.extractfile("manifest.json"))
+            config = json.load(tar.extractfile(manifest["Config"]))
+            layers = [tar.extractfile(layer).read() for layer in manifest["Layers"]]
+        file.unlink()
+        return Image(config, layers)
 
     def kept(self, model_id: str) -> list[bytes]:
         """What broken builds of a model have left in the cache mount, which is in one of these."""
@@ -155,25 +143,23 @@ class Builder:
 
 
 class Docker(Builder):
-    """An engine of its own, without a network of its own."""
+    """An engine of its own, without a network of its own, that has the base image."""
+
+    save = "save --output {file} {tag}"
 
     def __init__(self, root: Path) -> None:
+        if not all(map(shutil.which, TOOLS)) or os.geteuid():
+            pytest.fail(ADVICE, pytrace=False)
         socket = f"unix://{root}/docker.sock"
         export = f"export DOCKER_HOST={socket} DOCKER_BUILDKIT=1"
         super().__init__(root, "/usr/bin/docker", "--network host", export)
-        off = ("--iptables=false", "--ip6tables=false", "--ip-forward=false", "--bridge=none")
-        own = (f"--data-root={root}/data", f"--exec-root={root}/exec", f"--pidfile={root}/pid")
-        command = ("dockerd", *off, *own, f"--host={socket}")
+        make_tree(root / "debian")
+        run("tar", "-cf", root / "base.tar", "-C", root / "debian", ".")
+        off = "--iptables=false --ip6tables=false --ip-forward=false --bridge=none"
+        own = f"--data-root={root}/data --exec-root={root}/exec --pidfile={root}/pid"
+        command = f"dockerd {off} {own} --host={socket}".split()
         self.engine = start(root / "log", "API listen on", *command)
-
-    def make_base(self) -> None:
-        make_tree(self.root / "debian")
-        run("tar", "-cf", self.root / "base.tar", "-C", self.root / "debian", ".")
-        self("import", self.root / "base.tar", BASE)
-        shutil.rmtree(self.root / "debian")
-
-    def save(self, tag: str, file: Path) -> None:
-        self("save", "--output", file, tag)
+        self(f"import {root}/base.tar {BASE}")
 
     def close(self) -> None:
         self.engine.terminate()
@@ -184,14 +170,15 @@ class Docker(Builder):
 class Buildah(Builder):
     """Its `docker build` is what the README says of buildah; the rest are its own commands."""
 
-    def __init__(self, root: Path) -> None:
+    save = "push --quiet {tag} docker-archive:{file}"
+
+    def __init__(self, root: Path, docker: Docker) -> None:
         command = f"buildah --root {root}/storage --runroot {root}/run"
         # A build's log goes where Docker's goes.
         options = "--isolation chroot --layers --force-rm --logfile /dev/stderr"
         super().__init__(root, command, options, f"export TMPDIR={root}")
-
-    def save(self, tag: str, file: Path) -> None:
-        self("push", "--quiet", tag, f"docker-archive:{file}")
+        docker(docker.save.format(tag=BASE, file=root / "base.tar"))
+        self(f"pull --quiet docker-archive:{root}/base.tar")
 
 
 class Clone(Client):
@@ -215,14 +202,6 @@ class Clone(Client):
         """Build my-model on `scratch`, or on another SERVE_IMAGE; `args` are build arguments."""
         return self.sh(build_command(*options, **args), check=check)
 
-    def break_off(self, command: str, when: Callable[[], object], number: signal.Signals) -> None:
-        """Start a build, and send a signal to all of its processes as soon as `when()` holds."""
-        process = self.start("bash", "-ec", command)
-        wait_until(lambda: when() or process.poll() is not None, DEADLINE)
-        os.killpg(process.pid, number)
-        process.communicate(timeout=DEADLINE)
-        assert process.returncode != 0
-
 
 def build_command(*options: str, **args: str) -> str:
     args = {"SERVE_IMAGE": "scratch", **args}
@@ -238,8 +217,7 @@ class Registry:
         storage = {"filesystem": {"rootdirectory": str(self.storage)}}
         settings = {"version": "0.1", "storage": storage, "http": {"addr": "127.0.0.1:0"}}
         (folder / "registry.json").write_text(json.dumps(settings))  # JSON is YAML too
-        command = ("docker-registry", "serve", folder / "registry.json")
-        self.service = start(log, "listening on", *command)
+        self.service = start(log, "listening on", TOOLS[-1], "serve", folder / "registry.json")
         self.address = re.search(r"listening on (.*?:\d+)", log.read_text())[1]
 
     def tags(self, name: str) -> dict[str, str]:
