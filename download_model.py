@@ -5,19 +5,21 @@
 # ///
 """Download a model, and optionally a draft model, from ModelScope into a folder.
 
-Made for the build of an image: with the files in place, serving needs no network. The SDK does
-the work; exit code 0 means that every file of the revision is there and verified, 1 that the
-model failed, 2 that only the draft model did."""
+Meant for image builds: with the files in place, serving needs no network. The SDK does the work;
+exit code 0 means that every file of the revision is there and verified, 1 that the model failed, 2
+that only the draft model did, which may be allowed."""
 
 import argparse
 import contextlib
 import functools
+import itertools
 import logging
 import os
 import re
 import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,30 +29,32 @@ from errno import ENOENT, ENOSPC
 from pathlib import Path, PureWindowsPath
 from typing import Any, NoReturn, TextIO
 
-# The SDK reads its settings when it is imported; values that the user has set are kept.
-# A file may take as long as it needs; the SDK's other limits still end a stalled or crawling one.
-os.environ.setdefault("MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT", str(30 * 24 * 3600))
-# A second run waits a day for a file that the first one is fetching.
-os.environ.setdefault("MODELSCOPE_DOWNLOAD_FILE_LOCK_TIMEOUT_SECONDS", str(24 * 3600))
-# Large files come in parts, as one connection rarely gets the full bandwidth.
-os.environ.setdefault("MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS", "8")
-os.environ.setdefault("MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB", "128")
-os.environ.setdefault("MODELSCOPE_DOWNLOAD_PART_SIZE_MB", "24")
-os.environ["TQDM_DISABLE"] = "1"  # the SDK's bars, one for each file; ours shows the whole
+# The SDK reads its settings at import. A value that the user has set wins, even under its old name.
+for setting, older_name, default in (
+    ("MODELSCOPE_DOWNLOAD_TOTAL_TIMEOUT", "", 30 * 24 * 3600),  # seconds; other limits end a stall
+    ("MODELSCOPE_DOWNLOAD_FILE_LOCK_TIMEOUT_SECONDS", "", 24 * 3600),  # while another run has it
+    ("MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS", "MODELSCOPE_DOWNLOAD_PARALLELS", 8),
+    ("MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB", "MODELSCOPE_PARALLEL_DOWNLOAD_THRESHOLD_MB", 128),
+    ("MODELSCOPE_DOWNLOAD_PART_SIZE_MB", "DOWNLOAD_PART_SIZE", 24),
+):
+    if older_name not in os.environ:
+        os.environ.setdefault(setting, str(default))
+os.environ["TQDM_DISABLE"] = "1"  # the SDK's bars, one for each file; ours shows the total
 if __name__ == "__main__":  # the SDK would import torch, which takes seconds and may fail
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 
 try:
     import modelscope_hub  # the layer below `modelscope`; only its HubApi lists digests
+    import requests
     from modelscope import snapshot_download
     from modelscope.hub.api import HubApi
-    from modelscope_hub import FileInfo, FileSizeMismatchError, constants
-    from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as LARGE
+    from modelscope_hub import CacheNotFound, FileDownloadError, FileInfo, constants, errors
+    from modelscope_hub.constants import API_CONNECTION_POOL_MAXSIZE as CONNECTIONS
+    from modelscope_hub.constants import DOWNLOAD_PARALLEL_THRESHOLD as LARGE  # bytes
+    from modelscope_hub.constants import DOWNLOAD_PARALLELS as PARTS_AT_ONCE  # of a large file
+    from modelscope_hub.errors import NetworkError, RateLimitError, ServerError
     from tqdm import tqdm
     from tqdm.contrib.logging import logging_redirect_tqdm
-
-    DOWNLOAD_REPO = modelscope_hub.HubApi.download_repo
-    PAUSE = min(8, constants.DOWNLOAD_RETRY_MAX_DELAY_SECONDS)  # seconds between two tries
 except (AttributeError, ImportError) as error:  # missing, or too old
     sys.exit(f"{error!r}\nTo install the SDK: pip install modelscope==1.40.2 modelscope-hub==0.5.1")
 except Exception as error:  # no home for this user, a bad setting
@@ -58,18 +62,20 @@ except Exception as error:  # no home for this user, a bad setting
 
 DEFAULT_MODEL = "YukinoStuki/Qwen3-4B-Plus-Merged"
 DEFAULT_REVISION = "master"
-FILES_AT_ONCE = 32  # as many connections as the SDK keeps open
-LARGE_AT_ONCE = 4  # files that come in parts, each over several connections
-MANY_LARGE = 12  # from so many large files on, parts gain nothing, and are written twice
+MANY_LARGE = 12  # from so many large files on, one stream each is as fast as parts
+PAUSE = min(8, constants.DOWNLOAD_RETRY_MAX_DELAY_SECONDS)  # seconds between two tries
+OUTAGE = 22 * PAUSE  # seconds, some three minutes: how long to keep retrying a dead link
+TRANSIENT = (requests.RequestException, NetworkError, RateLimitError, ServerError)
 LEFTOVER = re.compile(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$")  # what the SDK adds to a name
 Files = dict[str, FileInfo]  # by name, what the hub lists: size in bytes, sha256
+Failed = dict[str, BaseException]  # by name, why a file failed
 
 
 def parse_args() -> argparse.Namespace:
     """Parse the command line; the environment gives the defaults."""
     env = os.environ.get
     parser = Parser(description="Download a model from ModelScope.", allow_abbrev=False)
-    add = functools.partial(parser.add_argument, type=str.strip)
+    add = functools.partial(parser.add_argument, type=clean)
     add("--model_name", default=env("MODEL_ID", DEFAULT_MODEL), help="OWNER/NAME (or $MODEL_ID)")
     add("--revision", default=DEFAULT_REVISION, help="branch, tag or commit (master)")
     add("--cache_dir", default="./", help="folder to download to; default: ./")
@@ -77,23 +83,20 @@ def parse_args() -> argparse.Namespace:
     draft, revision = "SPEC_DRAFT_MODEL_ID", "SPEC_DRAFT_MODEL_REVISION"
     add("--draft_model_name", default=env(draft, ""), help=f"draft model; default: ${draft}")
     add("--draft_revision", default=env(revision, DEFAULT_REVISION), help=f"default: ${revision}")
-    optional = env("SPEC_DRAFT_OPTIONAL", "").strip() == "1"
-    parser.add_argument(
-        "--draft_optional", action="store_true", default=optional, help="or SPEC_DRAFT_OPTIONAL=1"
-    )
+    flag: Any = {"action": "store_true", "default": clean(env("SPEC_DRAFT_OPTIONAL", "")) == "1"}
+    parser.add_argument("--draft_optional", **flag, help="or SPEC_DRAFT_OPTIONAL=1")
     return parser.parse_args()
 
 
 def main() -> int:
     """Log in, download the model, then the draft model if one is named; return the exit code."""
     args = parse_args()
-    unset_and_hide_tokens(args.token)
-    name, revision = args.model_name, args.revision or DEFAULT_REVISION
+    mask_tokens(args.token)
     try:
-        if token := args.token.strip(AROUND):
-            show_progress(lambda bar: log_in(token))
+        if args.token:
+            log_in(args.token)
             say("Using ModelScope token for authenticated download.")
-        model_dir = show_progress(lambda bar: download(name, revision, args.cache_dir, bar))
+        model_dir = download(args.model_name, args.revision or DEFAULT_REVISION, args.cache_dir)
     except Exception as error:  # whatever it is, it ends as a failed download
         report("Model download FAILED", error)
         return 1
@@ -107,7 +110,7 @@ def download_draft(args: argparse.Namespace) -> int:
     name, revision = args.draft_model_name, args.draft_revision or DEFAULT_REVISION
     say(f"[spec] Downloading draft model: {name} (revision={revision})")
     try:
-        draft_dir = show_progress(lambda bar: download(name, revision, args.cache_dir, bar))
+        draft_dir = download(name, revision, args.cache_dir)
     except Exception as error:  # whatever it is, it ends as a failed draft
         optional = " (optional, continue)" if args.draft_optional else ""
         report(f"[spec] Draft model download FAILED{optional}", error)
@@ -115,182 +118,6 @@ def download_draft(args: argparse.Namespace) -> int:
     say("[spec] Draft model download successful!")
     say(f"[spec] Resolved draft_model_dir: {draft_dir}")
     return 0
-
-
-def download(model_id: str, revision: str, cache_dir: str, bar: Any) -> Path:
-    """Download a revision of a model below `cache_dir`, verify it, and return its folder's path.
-
-    Raises ValueError for names that cannot be used, LookupError for a model or a revision that
-    isn't there, OSError for the disk, and what the SDK raises."""
-    if not re.fullmatch("[^/]+/[^/]+", model_id) or escapes_folder(model_id):
-        raise ValueError(f"not a model id: {model_id!r}; expected OWNER/NAME (see MODEL_ID)")
-    if escapes_folder(revision):
-        raise ValueError(f"not a revision: {revision!r}; expected a branch, tag or commit")
-    resolve = functools.partial(modelscope_hub.HubApi().resolve_endpoint_for_read, model_id)
-    endpoint = ask(resolve, "") or modelscope_hub.get_default_config().endpoint
-    files = list_files(modelscope_hub.HubApi(endpoint=endpoint), model_id, revision)
-    cache_dir = os.path.abspath(os.path.expanduser(cache_dir))
-    place = {"cache_dir": cache_dir, "revision": revision, "endpoint": endpoint}
-    fetch = functools.partial(snapshot_download, model_id, **place)
-    try:
-        folder = Path(fetch(local_files_only=True))
-    except modelscope_hub.CacheNotFound as error:  # not there yet; this is where it will be
-        folder = Path(str(error.cache_dir))
-    tidy_leftovers(folder, files)
-    missing = count_missing(folder, files)
-    spare = check_space(folder, missing)
-    bar.total = sum(file.size for file in files.values())
-    bar.initial = bar.n = bar.last_print_n = bar.total - missing
-    work = ThreadPoolExecutor(1).submit(fetch_files, fetch, folder, files, spare)
-    while wait([work], timeout=1).not_done:  # what is on disk, once a second
-        bar.update(bar.total - count_missing(folder, files) - bar.n)
-    work.result()
-    bar.update(bar.total - bar.n)
-    check_folder(folder, files)
-    return folder
-
-
-def escapes_folder(name: str) -> bool:
-    """Tell whether a name could leave the folder that it is joined to, on any system."""
-    path = PureWindowsPath(name)
-    return bool(path.anchor) or ".." in path.parts or "\\" in name or not path.parts
-
-
-def list_files(api: Any, model_id: str, revision: str) -> Files:
-    """Return the files of a revision; a list that cannot be read is read once more."""
-    for is_last in (False, True):
-        try:
-            entries = api.list_repo_files(model_id, "model", revision=revision)
-            files = {entry.path: entry for entry in entries if not entry.is_dir}
-            if files:  # there are none if the hub answers an error as HTTP 200, too
-                break
-            raise LookupError(f"the hub lists no files in {model_id} (revision={revision})")
-        except Exception as error:  # whatever kept the list from being read
-            if is_last:
-                raise
-            if not isinstance(error, (modelscope_hub.NetworkError, modelscope_hub.RateLimitError)):
-                check_exists(api, model_id, revision)
-            warn(f"WARNING: cannot read the file list: {error!r}; trying again in {PAUSE} s")
-            time.sleep(PAUSE)
-    if outside := [name for name in files if escapes_folder(name)]:
-        raise ValueError(f"the hub lists files outside the model's folder: {outside}")
-    return files
-
-
-def check_exists(api: Any, model_id: str, revision: str) -> None:
-    """Raise LookupError when the hub has no such model, or other revisions but not this one."""
-    exists = ask(lambda: api.repo_exists(model_id, "model"), True)
-    names = functools.partial(api.list_repo_revisions, model_id, "model")
-    known = ask(lambda: [each["Revision"] for each in names()], [revision])  # or it may exist
-    if not (exists or known):
-        raise LookupError(f"{model_id} does not exist, or is private and needs a token") from None
-    if known and revision not in known and not re.fullmatch("[0-9a-f]{7,40}", revision):
-        raise LookupError(f"{model_id} has no revision {revision!r}, but {known}") from None
-
-
-# --- the folder, and the transfer -----------------------------------------------------------------
-def scan(folder: Path) -> dict[str, int]:
-    """Return the files below `folder`: their names, and their sizes in bytes."""
-    sizes = {}
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # another run may finish it meanwhile
-            if path.is_file():
-                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
-    return sizes
-
-
-def tidy_leftovers(folder: Path, files: Files) -> None:
-    """Rename an `.incomplete` that has all its bytes; delete what a killed run was joining."""
-    leftovers = {name: size for name, size in scan(folder).items() if name not in files}
-    if any(name.endswith(".parallel_tmp") for name in leftovers):
-        time.sleep(PAUSE)  # a running job writes to it
-    for name, size in leftovers.items():
-        path, whole = folder / name, LEFTOVER.sub("", name)
-        with contextlib.suppress(OSError):  # on a read-only disk, or when another run is faster
-            if name.endswith(".incomplete") and whole in files and size == files[whole].size > 0:
-                path.replace(folder / whole)  # the SDK would start it anew
-            elif name.endswith(".parallel_tmp") and whole in files and size == path.stat().st_size:
-                path.unlink()
-
-
-def count_missing(folder: Path, files: Files) -> int:
-    """Return the bytes still to come; parts of a file count, and what the SDK joins them to."""
-    on_disk: Counter[str] = Counter()
-    for name, size in scan(folder).items():
-        on_disk[name if name in files else LEFTOVER.sub("", name)] += size
-    return sum(max(0, file.size - on_disk[name]) for name, file in files.items())
-
-
-def check_space(folder: Path, missing: int) -> int:
-    """Return how many bytes stay free after the download; raise OSError if there is too little."""
-    parent = next((each for each in (folder, *folder.parents) if each.exists()), folder)
-    free = 0
-    with contextlib.suppress(OSError):  # some file systems can't tell, and some report 0
-        disk = shutil.disk_usage(parent)
-        is_root = sys.platform != "win32" and os.geteuid() == 0
-        free = disk.total - disk.used if is_root else disk.free  # some is reserved for root
-    if 0 < free < missing:
-        reason = f"{missing} bytes are still to come, and {free} are free"
-        raise OSError(ENOSPC, reason, str(parent))
-    return free - missing
-
-
-def choose_in_parts(folder: Path, files: Files, spare: int) -> set[str]:
-    """Return the files to fetch in parts; where none are worthwhile, those that have parts."""
-    on_disk = scan(folder).keys()
-    large = [name for name, file in files.items() if file.size > LARGE and name not in on_disk]
-    room = 2 * LARGE_AT_ONCE * constants.DOWNLOAD_PART_SIZE  # while parts are joined
-    if len(large) >= MANY_LARGE or spare < room:
-        return {re.sub(r"_\d+_\d+$", "", name) for name in on_disk - files.keys()} & files.keys()
-    short = [name for name in large if len(os.path.basename(name).encode()) < 200]  # of 255
-    return {name for name in short if f"{name}.incomplete" not in on_disk}
-
-
-def fetch_files(fetch: Any, folder: Path, files: Files, spare: int) -> None:
-    """Let the SDK download `files`; those that failed are tried again as long as bytes come."""
-    remaining, gained_from = files, float("-inf")  # the first round is followed by a second
-    while True:
-        started = time.monotonic()
-        try:
-            return fetch_listed(fetch, remaining, choose_in_parts(folder, remaining, spare))
-        except modelscope_hub.FileDownloadError as error:
-            on_disk = sum(scan(folder).values())
-            crawled = (time.monotonic() - started) * constants.DOWNLOAD_MIN_BYTES_PER_SECOND
-            if on_disk - gained_from <= crawled or any(map(is_final, error.failed_files.values())):
-                raise
-            # In one stream, as a proxy may refuse parts, except where parts have come.
-            remaining, spare = {name: files[name] for name in error.failed_files}, 0
-        gained_from = on_disk
-        warn(f"WARNING: {len(remaining)} of {len(files)} files failed; trying again in {PAUSE} s")
-        time.sleep(PAUSE)
-
-
-def is_final(cause: BaseException) -> bool:
-    """Tell whether a try is of no use: a digest was wrong, or the disk failed (it names a file)."""
-    origin = cause.__cause__ or cause
-    if isinstance(origin, modelscope_hub.FileIntegrityError):  # the SDK has tried three times
-        return not isinstance(origin, FileSizeMismatchError)  # here the digest may still be right
-    return isinstance(origin, OSError) and bool(origin.filename or origin.errno == ENOSPC)
-
-
-def fetch_listed(fetch: Any, files: Files, in_parts: set[str]) -> None:
-    """Fetch `files`: `snapshot_download` takes no list, so its `download_repo` is given one."""
-    # With a size, the SDK fetches a large file in parts; without one, the digest alone decides.
-    sizes = {n: f.size or None for n, f in files.items() if n in in_parts or not f.sha256}
-    entries = [{"Path": n, "Sha256": f.sha256, "Size": sizes.get(n)} for n, f in files.items()]
-    patched: Any = functools.partialmethod(DOWNLOAD_REPO, file_list=entries)
-    modelscope_hub.HubApi.download_repo = patched  # type: ignore[method-assign]
-    at_once = FILES_AT_ONCE - len(in_parts) * (constants.DOWNLOAD_PARALLELS - 1)
-    fetch(max_workers=max(LARGE_AT_ONCE, at_once))
-
-
-def check_folder(folder: Path, files: Files) -> None:
-    """Raise FileNotFoundError unless `folder` has all of `files`; warn about what else it has."""
-    on_disk = scan(folder).keys()
-    if missing := sorted(files.keys() - on_disk):
-        raise FileNotFoundError(ENOENT, f"missing after the download: {missing}", str(folder))
-    if extra := sorted(on_disk - files.keys()):
-        warn(f"WARNING: not in this revision, but in {folder}: {extra}")
 
 
 def report(failed: str, error: Exception) -> None:
@@ -302,18 +129,239 @@ def report(failed: str, error: Exception) -> None:
     advise(error)
 
 
-def filter_log(record: logging.LogRecord) -> bool:
-    """Hide the secrets in the SDK's log."""
-    record.msg, record.args = hide(record.getMessage()), ()
-    return True
+def download(model_id: str, revision: str, cache_dir: str) -> Path:
+    """Download a revision of a model below `cache_dir`, verify it, and return its folder's path.
+
+    Raises ValueError for bad names, LookupError for what the hub hasn't, OSError and SDK errors."""
+    if not re.fullmatch("[^/]+/[^/]+", model_id) or escapes_folder(model_id):
+        raise ValueError(f"not a model id: {model_id!r}; expected OWNER/NAME (see MODEL_ID)")
+    if escapes_folder(revision):
+        raise ValueError(f"not a revision: {revision!r}; expected a branch, tag or commit")
+    api = show_progress(lambda: find_hub(model_id))
+    files = show_progress(lambda: list_files(api, model_id, revision))
+    place = {"cache_dir": os.path.abspath(os.path.expanduser(cache_dir)), "revision": revision}
+    folder = find_folder(model_id, place)
+    tidy_leftovers(folder, files)
+    on_disk = functools.partial(count_bytes, folder, files)
+    total = sum(file.size for file in files.values())
+    check_space(folder, total - on_disk())
+    # What `snapshot_download` calls, too, but without a list of files.
+    fetch = functools.partial(api.download_repo, model_id, "model", local_dir=folder, **place)
+    show_progress(lambda: fetch_files(fetch, folder, files), total, on_disk)
+    check_folder(folder, files)
+    return folder
 
 
-# --- the same in `upload_model.py`, as each script is copied alone --------------------------------
-TOKEN_VARIABLES = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")  # the upload takes the first set
+# --- the model on the hub -------------------------------------------------------------------------
+def escapes_folder(name: str) -> bool:
+    """Tell whether a name could leave the folder that it is joined to, on any system."""
+    path = PureWindowsPath(name)
+    return bool(path.anchor) or ".." in path.parts or "\\" in name or not path.parts
+
+
+def find_hub(model_id: str) -> Any:
+    """Return the API of the site that has the model, or of the default one if none says so."""
+    resolve = modelscope_hub.HubApi().resolve_endpoint_for_read
+    default = modelscope_hub.get_default_config().endpoint
+    return modelscope_hub.HubApi(endpoint=ask(lambda: resolve(model_id), otherwise=default))
+
+
+def list_files(api: Any, model_id: str, revision: str) -> Files:
+    """Return the files of a revision; a list that cannot be read is asked for once more."""
+    try:
+        files = read_list(api, model_id, revision)
+    except Exception as error:  # whatever kept the list from being read
+        if not isinstance(error, (NetworkError, RateLimitError)):
+            check_exists(api, model_id, revision)
+        warn(f"WARNING: cannot read the file list: {error!r}; trying again in {PAUSE} s")
+        time.sleep(PAUSE)
+        files = read_list(api, model_id, revision)
+    if outside := [name for name in files if escapes_folder(name)]:
+        raise ValueError(f"the hub lists files outside the model's folder: {outside}")
+    return files
+
+
+def read_list(api: Any, model_id: str, revision: str) -> Files:
+    """Return the files that the hub lists; raise LookupError if there are none."""
+    entries = api.list_repo_files(model_id, "model", revision=revision)
+    files = {entry.path: entry for entry in entries if not entry.is_dir}
+    if not files:  # as when a hub answers an error with HTTP 200
+        raise LookupError(f"the hub lists no files in {model_id} (revision={revision})")
+    return files
+
+
+def check_exists(api: Any, model_id: str, revision: str) -> None:
+    """Raise LookupError when the hub has no such model, or other revisions but not this one."""
+    if not ask(lambda: api.repo_exists(model_id, "model"), otherwise=True):
+        is_logged_in = modelscope_hub.get_default_config().token
+        why = "is not open to this login" if is_logged_in else "is private and needs a token"
+        raise LookupError(f"{model_id} does not exist, or {why}") from None
+    names = functools.partial(api.list_repo_revisions, model_id, "model")
+    known = ask(lambda: [each["Revision"] for each in names()], otherwise=[])
+    if known and revision not in known and not re.fullmatch("[0-9a-f]{7,40}", revision):
+        raise LookupError(f"{model_id} has no revision {revision!r}, but {known}") from None
+
+
+# --- the folder -----------------------------------------------------------------------------------
+def find_folder(model_id: str, place: dict[str, str]) -> Path:
+    """Return the folder that the SDK uses; raise FileExistsError for one that is not its own."""
+    try:
+        folder = Path(snapshot_download(model_id, **place, local_files_only=True))
+    except CacheNotFound as error:  # not there yet; this is where it will be
+        return Path(str(error.cache_dir))
+    # SDKs before 1.38 kept a model in OWNER/NAME, as people do with weights of their own.
+    snapshots = Path(place["cache_dir"], "models", model_id.replace("/", "--"))
+    if snapshots not in folder.parents and not (folder / ".msc").exists():
+        raise FileExistsError(f"{folder} is not a download (no .msc): use another --cache_dir")
+    return folder
+
+
+def scan(folder: Path) -> dict[str, int]:
+    """Return the files below `folder`: their names, and their sizes in bytes."""
+    sizes = {}
+    for parent, _, names in os.walk(folder):  # which skips what it cannot read
+        for path in (Path(parent, name) for name in names):
+            with contextlib.suppress(OSError):  # another run may finish it meanwhile
+                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+    return sizes
+
+
+def count_bytes(folder: Path, files: Files) -> int:
+    """Return the bytes of `files` that are on disk, also in parts and in unfinished files."""
+    on_disk: Counter[str] = Counter()
+    for name, size in scan(folder).items():
+        on_disk[name if name in files else LEFTOVER.sub("", name)] += size
+    return sum(min(file.size, on_disk[name]) for name, file in files.items())
+
+
+def tidy_leftovers(folder: Path, files: Files) -> None:
+    """Delete what a killed run was joining; rename an `.incomplete` that has all its bytes."""
+    for name, file in files.items():
+        incomplete = folder / f"{name}.incomplete"
+        with contextlib.suppress(OSError):  # it isn't there, or the disk is read-only
+            (folder / f"{name}.parallel_tmp").unlink(missing_ok=True)
+            if 0 < incomplete.stat().st_size == file.size:
+                incomplete.replace(folder / name)  # the SDK would start it anew
+
+
+def check_space(folder: Path, missing: int) -> None:
+    """Raise OSError if the disk is too small for the bytes that are still to come."""
+    parent = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+    free = 0
+    with contextlib.suppress(OSError):  # some file systems can't tell, and some report 0
+        free = shutil.disk_usage(parent).free
+    if 0 < free < missing:
+        raise OSError(
+            ENOSPC, f"{missing} bytes are still to come, and {free} are free", str(parent)
+        )
+
+
+def check_folder(folder: Path, files: Files) -> None:
+    """Raise FileNotFoundError unless `folder` has all of `files`; warn about what else it has."""
+    if missing := sorted(name for name in files if not (folder / name).is_file()):
+        raise FileNotFoundError(ENOENT, f"missing after the download: {missing}", str(folder))
+    if extra := sorted(scan(folder).keys() - files.keys() - {".msc", ".mdl", ".mv"}):  # old SDKs'
+        warn(f"WARNING: not in this revision, but in {folder}: {extra}")
+
+
+# --- the transfer ---------------------------------------------------------------------------------
+def fetch_files(fetch: Any, folder: Path, files: Files) -> None:
+    """Let the SDK download `files`; those that fail are tried in another round while that may help.
+
+    Raises FileDownloadError with the files that failed, each with its cause."""
+    most_bytes, gained_at, rounds_in_vain = count_bytes(folder, files), time.monotonic(), 0
+    remaining, is_first = files, True
+    while failed := fetch_round(fetch, folder, remaining, is_first):
+        on_disk, rounds_in_vain = count_bytes(folder, files), rounds_in_vain + 1
+        if on_disk > most_bytes:
+            gained_at, rounds_in_vain = time.monotonic(), 0
+        # Before the first round, damaged files counted; by now the SDK has deleted them.
+        most_bytes = on_disk if is_first else max(on_disk, most_bytes)
+        summary = f"{len(failed)} of {len(files)} files failed"
+        if not may_help(failed, rounds_in_vain, time.monotonic() - gained_at):
+            raise FileDownloadError(summary, failed_files=failed)
+        warn(f"WARNING: {summary}; trying again in {PAUSE} s")
+        time.sleep(PAUSE)
+        remaining, is_first = {name: files[name] for name in failed}, False
+
+
+def may_help(failed: Failed, rounds_in_vain: int, seconds: float) -> bool:
+    """Tell whether to try again, given how many rounds and seconds have brought nothing new."""
+    causes = [cause.__cause__ or cause for cause in failed.values()]  # the SDK wraps most of them
+    if any(type(cause) is errors.FileIntegrityError for cause in causes):
+        return False  # a digest was wrong in three transfers; a wrong size is a subclass of this
+    if rounds_in_vain == 0:
+        return True
+    others = [cause for cause in causes if not isinstance(cause, TRANSIENT)]
+    if any(isinstance(c, OSError) and not isinstance(c, FileNotFoundError) for c in others):
+        return False  # the disk failed; a file that is not found was taken by another run
+    is_link_down = len(others) < len(causes)
+    return rounds_in_vain == 1 or (is_link_down and seconds < OUTAGE)
+
+
+def fetch_round(fetch: Any, folder: Path, files: Files, is_first: bool) -> Failed:
+    """Let the SDK try each of `files`; return those that failed, each with its cause.
+
+    A large file goes on as it has begun. A new one comes in parts where these are faster, but only
+    in the first round, as a proxy may refuse them; else in one stream."""
+    on_disk = scan(folder)
+    large = {name for name, file in files.items() if file.size > LARGE and name not in on_disk}
+    in_stream = {name for name in large if f"{name}.incomplete" in on_disk}
+    in_parts = (large & {LEFTOVER.sub("", name) for name in on_disk}) - in_stream
+    new = large - in_stream - in_parts
+    if is_first and are_parts_faster(folder, len(new)):
+        in_parts |= new
+    # What has come in one stream is hashed while its connection waits, and the SDK cuts that after
+    # a minute: so these files go first, and only a few at once.
+    begun = [files[name] for name in sorted(in_stream)]
+    failed = fetch_some(fetch, begun, in_parts, at_once=2 if is_first else 1)
+    others = [file for name, file in files.items() if name not in in_stream]
+    # A file in parts takes PARTS_AT_ONCE connections, any other one.
+    at_once = max(CONNECTIONS // PARTS_AT_ONCE, CONNECTIONS - len(in_parts) * (PARTS_AT_ONCE - 1))
+    return failed | fetch_some(fetch, others, in_parts, at_once)
+
+
+def are_parts_faster(folder: Path, count: int) -> bool:
+    """Tell whether to fetch `count` large files in parts, by the speed at which the disk writes."""
+    if not 0 < count < MANY_LARGE or PARTS_AT_ONCE > CONNECTIONS:
+        return False
+    size, block = min(LARGE, 2**27), os.urandom(2**20)  # which no file system can compress
+    with contextlib.suppress(OSError):  # the SDK will meet it, too
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+            started = time.perf_counter()
+            for _ in range(0, size, len(block)):
+                file.write(block)
+            os.fsync(file.fileno())
+            speed = size / (time.perf_counter() - started)
+            return speed > count * 2 * 50e6  # twice what a connection often gets: they are joined
+    return False
+
+
+def fetch_some(fetch: Any, files: list[FileInfo], in_parts: set[str], at_once: int) -> Failed:
+    """Let the SDK download `files`, some at once; return those that failed, each with its cause."""
+    # With a size, the SDK fetches a large file in parts; without one, the digest decides alone.
+    sizes = {f.path: f.size or None for f in files if f.path in in_parts or not f.sha256}
+    listed = [{"Path": f.path, "Sha256": f.sha256, "Size": sizes.get(f.path)} for f in files]
+    try:
+        if listed:
+            fetch(file_list=listed, max_workers=max(1, min(at_once, CONNECTIONS)))
+    except FileDownloadError as error:
+        return error.failed_files
+    return {}
+
+
+# --- the same in both scripts, as each is copied alone --------------------------------------------
+TOKEN_VARIABLES = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")
 TOKEN = re.compile(r"[A-Za-z0-9_.~+/=-]{8,}")
-AROUND = " \t\r\n'\""  # what may stand around a token: `docker run --env-file` keeps quotes
 SECRETS: set[str] = set()
 IN_ADDRESSES = re.compile(r"(?i)(://)\S+(?=@)|(\?)\S*(?:key|sig|token)\w*=\S+")
+PROBE_SECONDS = min(60, constants.REPO_TREE_LIST_TIMEOUT_SECONDS)
+
+
+def clean(value: str) -> str:
+    """Return a value without the white space and quotes that env files and shells leave around."""
+    return value.strip(" \t\r\n'\"")
 
 
 def say(text: str, file: TextIO | None = None) -> None:
@@ -331,29 +379,35 @@ def hide(text: str) -> str:
     return IN_ADDRESSES.sub(r"\1\2***", text)
 
 
-def unset_and_hide_tokens(token: str) -> None:
-    """Unset the variables, as a blank one would hide a stored login; mask tokens from now on."""
-    tokens = [token, *(os.environ.pop(name, "") for name in TOKEN_VARIABLES)]
-    with contextlib.suppress(Exception):  # the SDK reports a stored login that cannot be read
+def hide_in_log(record: logging.LogRecord) -> bool:
+    """Hide the secrets in a line of the SDK's log."""
+    record.msg, record.args = hide(record.getMessage()), ()
+    return True
+
+
+def mask_tokens(token: str) -> None:
+    """Mask tokens from now on; unset their variables, as a blank one would hide a stored login."""
+    tokens = [token, *(clean(os.environ.pop(name, "")) for name in TOKEN_VARIABLES)]
+    with contextlib.suppress(Exception):  # the SDK itself reports a login that it cannot read
         tokens.append(modelscope_hub.get_default_config().token or "")
-    SECRETS.update(filter(TOKEN.fullmatch, (token.strip(AROUND) for token in tokens)))
+    SECRETS.update(filter(TOKEN.fullmatch, tokens))
+    if any(tokens):
+        os.environ.setdefault("NETRC", os.devnull)  # a ~/.netrc would replace the token
 
 
 def log_in(token: str) -> None:
     """Log in, and let the SDK store the login; raise ValueError for what cannot be a token."""
     if not TOKEN.fullmatch(token):
         raise ValueError("not a token: too short, or with characters that none has; copy it again")
-    os.environ.setdefault("NETRC", os.devnull)  # a ~/.netrc would replace the token
-    HubApi().login(token)
+    show_progress(lambda: HubApi().login(token))
 
 
 def ask(question: Callable[[], Any], otherwise: Any) -> Any:
-    """Return the hub's answer, [] for "not there", or `otherwise` where a probe proves nothing."""
-    seconds = min(60, constants.REPO_TREE_LIST_TIMEOUT_SECONDS)  # the SDK may sleep for hours
-    try:
-        return ThreadPoolExecutor(1).submit(question).result(seconds)
-    except Exception as error:
-        return [] if isinstance(error, modelscope_hub.NotExistError) else otherwise
+    """Return the hub's answer, or `otherwise` if there is none within a minute."""
+    try:  # in a thread, as the SDK may sleep for hours where the hub is throttled
+        return ThreadPoolExecutor(1).submit(question).result(PROBE_SECONDS)
+    except Exception:  # whatever it is, it proves nothing
+        return otherwise
 
 
 def advise(error: BaseException | None) -> None:
@@ -361,38 +415,44 @@ def advise(error: BaseException | None) -> None:
     while error:
         if isinstance(error, OSError) and error.filename:  # its repr leaves the path out
             warn(str(error))
-        if isinstance(error, modelscope_hub.CacheError):
+        if isinstance(error, errors.CacheError):
             warn("Set MODELSCOPE_HOME and MODELSCOPE_CACHE to folders that can be written.")
         elif advice := getattr(error, "suggestion", ""):
             warn(advice)
         error = error.__cause__
 
 
-def show_progress(work: Callable[[Any], Any]) -> Any:
-    """Run `work(bar)` while the bar is drawn, in a log every ten seconds; return its result."""
+def show_progress(
+    work: Callable[[], Any], total: int = 0, done: Callable[[], int] = lambda: 0
+) -> Any:
+    """Run `work()` in a thread and return its result; show `done()` of `total` bytes meanwhile."""
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
-    style = {"unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3, "miniters": 1}
+    style: Any = {"unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3, "disable": False}
+    style |= {"leave": total > 0, "smoothing": 0}  # the mean rate, so that an outage shows
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
-    with tqdm(desc="Total", file=file, disable=False, **style) as bar:
-        future = ThreadPoolExecutor(1).submit(work, bar)
-        second = 0
-        while not wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits
-            second += 1
-            bar.set_description_str("Total" if bar.n < (bar.total or 0) else "Checking")
+    future = ThreadPoolExecutor(1).submit(work)
+    with tqdm(desc="Checking", total=total, initial=done(), file=file, **style) as bar:
+        for second in itertools.count(1):
+            if wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits
+                break
+            bar.update(done() - bar.n)
+            bar.initial = min(bar.initial, bar.n)  # no negative rate when a damaged file goes
+            bar.set_description_str("Total" if bar.n < total else "Checking")
             if second % 10 == 0 and not is_terminal:
                 warn(str(bar))
+        if not future.exception():
+            bar.update(total - bar.n)
     return future.result()
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """End with 1, as 2 means a failed draft model; show nothing typed: it may be a token."""
+        """End with 1, as 2 means a failed draft model; echo nothing, as it may be a token."""
         known = re.findall(r"--[\w-]+", self.format_usage())
         typed = {word.partition("=")[0] for word in sys.argv[1:]}
         near = {each for word in typed for each in get_close_matches(word, known, 1)} - typed
         hint = f"; did you mean {min(near)}?" if near else "."
-        words = f"{message.partition(':')[0]}{hint} See -h; your input may hold a token, so it"
-        self.exit(1, f"{self.format_usage()}error: {words} is not shown.\n")
+        self.exit(1, f"{self.format_usage()}error: {message.partition(':')[0]}{hint} See -h.\n")
 
 
 def end_on_signal(number: int, frame: object) -> None:
@@ -411,5 +471,5 @@ if __name__ == "__main__":
     loggers = [logging.getLogger(name) for name in ("modelscope", "modelscope_hub")]
     with logging_redirect_tqdm(loggers):  # above the bar; lastResort prints urllib3's warnings
         for handler in (logging.lastResort, *loggers[0].handlers, *loggers[1].handlers):
-            handler.addFilter(filter_log)  # type: ignore
+            handler.addFilter(hide_in_log)  # type: ignore
         os._exit(main())  # Python would wait for running threads
