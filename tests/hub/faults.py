@@ -7,6 +7,8 @@ A fault takes the right answer and returns another one. Queue faults in a test's
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -95,6 +97,25 @@ def first(action: Callable[[], object], then: Fault = passes) -> Fault:
         return then(answer)
 
     return fault
+
+
+class Crowd:
+    """Each answer takes a moment; `most` is how many were asked for at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, answer: Answer) -> Response:
+        self.enter(1)
+        time.sleep(0.2)
+        self.enter(-1)
+        return answer()
+
+    def enter(self, step: int) -> None:
+        with self.lock:
+            self.now += step
+            self.most = max(self.most, self.now)
 
 
 def stall(after: int | None = None) -> Fault:

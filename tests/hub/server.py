@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import socket
 import ssl
@@ -198,6 +199,11 @@ class Hub:
 
     def requests(self, route: str, file: str | None = None) -> list[Request]:
         return [r for r in self.log if r.route == route and file in (None, r.file)]
+
+    def pauses(self, route: str, file: str | None = None) -> list[float]:
+        """The seconds from each of these requests to the next."""
+        times = [request.time for request in self.requests(route, file)]
+        return [after - before for before, after in itertools.pairwise(times)]
 
     def sent(self, route: str = "file") -> int:
         return sum(request.sent for request in self.requests(route))
