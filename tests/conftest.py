@@ -25,6 +25,12 @@ def pytest_xdist_auto_num_workers() -> int:
     return 3 * (os.cpu_count() or 1)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Show short lists and dictionaries in a test's id as they are."""
+    is_short = isinstance(val, (dict, list, tuple)) and len(repr(val)) < 60
+    return repr(val) if is_short else None
+
+
 PASSED = pytest.StashKey[bool]()
 
 
