@@ -27,7 +27,7 @@ both = pytest.mark.parametrize("run", [download, upload])
 
 
 @pytest.fixture(autouse=True)
-def model(store: Store, folder: Path) -> None:
+def private(store: Store, folder: Path) -> None:
     """A private model, empty for now, and a folder to upload to it."""
     store.add(MODEL, private=True)
 

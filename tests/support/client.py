@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.hub import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("download_model.py", "upload_model.py")
 Process = subprocess.Popen[str]
 
 # The SDK's own settings keep its waits short; without them it would back off for minutes.
@@ -136,6 +137,11 @@ def wait_until(holds: Callable[[], object], seconds: float = 30) -> None:
     while not holds():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def source(*names: str) -> str:
+    """The text of files of this project."""
+    return "\n".join((ROOT / name).read_text("utf-8") for name in names)
 
 
 def lay(folder: Path, files: dict[str, bytes]) -> Path:
