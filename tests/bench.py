@@ -272,6 +272,8 @@ def main() -> None:
             spreads += [(max(f)[0] / min(f)[0], t, scenario.name) for t, f in figures.items()]
             rows.append(row(scenario.name, figures))
             print(rows[-1], flush=True)
+    if not rows:
+        return
     worst = "{:.2f} ({}, {})".format(*max(spreads))
     packages = ", ".join(f"{name} {version(name)}" for name in ("modelscope", "modelscope-hub"))
     note = f"{packages}, {os.cpu_count()} cores. Slowest to fastest run, at the worst: {worst}."

@@ -95,15 +95,6 @@ def test_hub_keeps_as_large_what_the_sdk_sends_as_large() -> None:
     assert (is_large("a.json", size), is_large("a.json", size + 1)) == (False, True)
 
 
-def test_hub_is_found_by_its_real_names(real: RealHub) -> None:
-    real.cn.store.add(MODEL, FILES)
-    real.client.env["MODELSCOPE_API_TOKEN"] = real.cn.store.add_user("alice")
-    assert real.client.run("modelscope", "download", MODEL, "--local_dir", "here").code == 0
-    assert tree(real.client.work / "here") == FILES
-    assert [request.host for request in real.cn.requests("file", BIG)] == ["storage"]
-    assert "modelscope.cn" in real.token_hosts()
-
-
 def test_host_that_is_no_hub_is_refused_and_fails_the_test(tmp_path: Path) -> None:
     real = RealHub(tmp_path)
     ask = "import requests; requests.get('https://huggingface.co')"

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -124,6 +123,7 @@ def test_table_of_options_is_that_of_the_scripts(client: Client) -> None:
     rows = [row for row in table(README, "`download_model.py`") if row[0].startswith("`--")]
     helps = [client.run(script, "-h", COLUMNS="200").out for script in SCRIPTS]
     options = [option for text in helps for option in text.split("\n  --")[1:]]
+    assert len(options) == 7 + 4
     assert [codes(row[0]) for row in rows] == [[f"--{each.split()[0]}"] for each in options]
     for row, option in zip(rows, options, strict=True):
         for code in codes(row[1]):
@@ -177,10 +177,3 @@ def test_links_lead_somewhere(page: str) -> None:
         titles = re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE)
         anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
         assert not anchor or anchor in anchors, link
-
-
-def test_top_level_holds_both_scripts_and_what_belongs_to_them() -> None:
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    top = {name.split("/")[0] for name in listed.splitlines() if not name.startswith(".")}
-    assert top == {*SCRIPTS, "tests", "requirements.txt", "Dockerfile", "README.md"}

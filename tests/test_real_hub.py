@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import pytest
 
 from tests.hub import Hub, Store
@@ -21,9 +18,8 @@ from tests.support.cases import (
     download,
     in_both_ways,
     upload,
-    uploaded,
 )
-from tests.support.client import Client, Result, lay
+from tests.support.client import Client, lay
 from tests.support.real_hub import STORAGE, UPLOADS, RealHub
 
 Env = dict[str, str]
@@ -124,55 +120,8 @@ def test_range_comes_with_either_code(client: Client, hub: Hub, env: Env, partia
     assert (hub.sent(), len(hub.requests("file", BIG))) == (TOTAL, 4 if env else 2)
 
 
-# --- its commits ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def repo(store: Store, token: str, folder: Path) -> str:
-    """An empty repo whose owner is logged in, and a folder for it."""
-    return store.add(MODEL).id
-
-
 @pytest.mark.usefixtures("folder", "token")
 def test_own_files_of_a_new_repo_stay_and_come_along(client: Client, store: Store) -> None:
     store.create(MODEL)
     assert_uploaded(store, upload(client), OWN_FILES | FILES)
     assert_downloaded(client, download(client), OWN_FILES | FILES)
-
-
-@pytest.mark.usefixtures("repo")
-def test_throttled_and_late_commit_is_made_once(client: Client, store: Store, hub: Hub) -> None:
-    limit = status(429, "[E1021] Commit frequency limit exceeded", Retry_After="1")
-    hub.queue("commit", limit, status(429, "commit lock busy"))
-    hub.rules.lag = 2
-    assert_uploaded(store, upload(client, MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS="3"))
-    assert [request.status for request in hub.requests("commit")] == [429, 429, 200]
-
-
-@pytest.mark.parametrize(
-    ("user", "name", "words"),
-    [
-        ("", BIG, "user not logged in"),
-        ("bob", BIG, "no write permission to repository"),
-        ("bob", "config.json", "model not found"),
-    ],
-)
-@pytest.mark.usefixtures("repo")
-def test_refusal_of_a_stranger_is_shown(
-    client: Client, store: Store, user: str, name: str, words: str
-) -> None:
-    lay(client.work / "other", {name: FILES[name]})
-    token = store.add_user(user) if user else ""
-    result = upload(client, MODEL_DIR="other", MODELSCOPE_API_TOKEN=token)
-    assert_failed(result, "ERROR: 上传失败：", words)
-    assert ("设置 MODELSCOPE_API_TOKEN 或" in result.err) == (not token)
-    assert uploaded(store) == {}
-
-
-@pytest.mark.parametrize("script", [download, upload])
-@pytest.mark.usefixtures("repo")
-def test_token_that_the_hub_does_not_know_fails_at_the_login(
-    client: Client, hub: Hub, script: Callable[..., Result]
-) -> None:
-    assert_failed(script(client, MODELSCOPE_API_TOKEN="ms-wrong"), "invalid or expired")
-    assert {request.route for request in hub.log} == {"login", "me"}

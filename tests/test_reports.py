@@ -5,12 +5,11 @@ from __future__ import annotations
 import errno
 import re
 import sys
-import time
 
 import pytest
 
 from tests.hub import Hub, Store
-from tests.hub.faults import Answer, Response, first, status
+from tests.hub.faults import Answer, Response, status
 from tests.support.cases import (
     BIG,
     FILES,
@@ -112,17 +111,6 @@ def test_repo_without_a_branch_is_filled(client: Client, store: Store) -> None:
     """modelscope/modelscope#1397: uploads to a repo that was just created leave it as it is."""
     store.create(MODEL, branch=False)
     assert_uploaded(store, upload(client))
-
-
-@pytest.mark.gate
-@pytest.mark.usefixtures("folder", "token")
-def test_log_shows_that_a_silent_upload_goes_on(client: Client, store: Store, hub: Hub) -> None:
-    """kserve/kserve#6016: for minutes the log of a job says nothing, as a bar is for terminals."""
-    store.add(MODEL)
-    hub.queue("blob", first(lambda: time.sleep(12)))
-    result = upload(client, MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS="60")
-    assert result.code == 0, result
-    assert any(line.startswith("Total:") for line in result.err.splitlines())
 
 
 # --- what stands on the disk ----------------------------------------------------------------------

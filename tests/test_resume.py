@@ -157,15 +157,6 @@ def test_leftover_of_any_size_is_right(client: Client, cache: Path, name: str, s
     assert_downloaded(client, result)
 
 
-def test_leftovers_that_are_of_no_use_are_named(client: Client, cache: Path) -> None:
-    """Those of another revision, and parts of another size."""
-    names = [f"{BIG}_0_524287", "old.safetensors.incomplete", "old.safetensors_0_1048575"]
-    lay(cache, dict.fromkeys(names, b"half"))
-    result = download(client, **PARTS)
-    assert result.code == 0
-    assert f"WARNING: not in this revision, but in {cache}: {names}" in result.err.splitlines()
-
-
 def test_folder_of_an_older_sdk_is_used_again(client: Client, hub: Hub) -> None:
     own = {".msc": b"index", ".mdl": b"name", ".mv": b"revision"}
     older = lay(client.work / MODEL, OTHERS | own)

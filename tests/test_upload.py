@@ -116,31 +116,6 @@ def test_unusable_value_is_an_error(client: Client, hub: Hub, name: str, value: 
     assert hub.log == []
 
 
-SLIPS = dict.fromkeys(("--repo_id mine", "--repo=mine", "--modle-dir", "mine"), "unrecognized arg")
-SLIPS |= {"--model-dir": "argument --model-dir", "--token --repo_id mine": "argument --token"}
-
-
-@pytest.mark.parametrize("options", SLIPS)
-def test_slip_on_the_command_line_is_1_and_told(client: Client, hub: Hub, options: str) -> None:
-    result = upload(client, *options.split())
-    assert (result.code, result.out) == (1, "")
-    assert "usage: upload_model.py" in result.err
-    last = result.err.splitlines()[-1]
-    assert last.startswith(f"error: {SLIPS[options]}")
-    assert ("did you mean --repo-id?" in last) == ("--repo" in options)
-    assert "mine" not in result.err
-    assert hub.log == []
-
-
-def test_help_names_the_four_options_and_their_variables(client: Client) -> None:
-    result = client.run("upload_model.py", "-h")
-    assert result.code == 0
-    options = {"--repo-id", "--model-dir", "--token", "--commit-message", "--help"}
-    assert set(re.findall("--[a-z-]+", result.out)) == options
-    variables = {"REPO_ID", "MODEL_DIR", "MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN"}
-    assert variables <= set(re.findall("[A-Z_]+", result.out))
-
-
 def test_documented_functions_answer_as_documented(client: Client) -> None:
     script = "import upload_model as u; print([u._env_token()], vars(u._parse_args()), u.main)"
     env = {"MODELSCOPE_API_TOKEN": " ", "MODELSCOPE_TOKEN": " b\t", "PYTHONPATH": str(ROOT)}
@@ -545,6 +520,7 @@ def test_terminal_shows_one_bar_that_moves_within_a_file(
 @pytest.mark.gate
 @pytest.mark.parametrize("wrapper", [(), PTY], ids=["log", "terminal of no size"])
 def test_log_moves_within_a_file(client: Client, hub: Hub, wrapper: tuple[str, ...]) -> None:
+    """kserve/kserve#6016: for minutes the log of a job says nothing, as a bar is for terminals."""
     lay(client.work / "folder", {BIG: FILES[BIG] * 5})
     hub.rate = 600_000
     result = upload_by(client, *wrapper)
