@@ -278,12 +278,6 @@ def test_folder_is_only_read(client: Client, hub: Hub, folder: Path, mode: int, 
     assert traits(folder) == before
 
 
-def test_same_folder_again_sends_nothing(client: Client, hub: Hub) -> None:
-    hub.store.add(MODEL, FILES)
-    succeeded(upload(client))
-    assert nothing_sent(hub)
-
-
 def test_only_what_was_lost_or_changed_is_sent(client: Client, hub: Hub, repo: Model) -> None:
     """Whatever the CLI has noted in the folder: lost there, changed there, changed here."""
     assert client.run("modelscope", "upload", MODEL, "folder").code == 0
@@ -398,13 +392,6 @@ FALSE = {
     "blob": [STORED, status(500)],
     "list": [lists_big(Sha256="0" * 64), lists_big(Size=7, Sha256="")],
 }
-
-
-@pytest.mark.parametrize("route", ["batch", "blob", "commit"])
-def test_throttling_that_passes_is_ridden_out(client: Client, hub: Hub, route: str) -> None:
-    hub.queue(route, status(429, Retry_After="1"))
-    succeeded(upload(client))
-    assert uploaded(hub.store) == FILES
 
 
 @pytest.mark.parametrize(("route", "fault"), [(r, f) for r in FALSE for f in FALSE[r]])
