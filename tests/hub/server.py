@@ -37,8 +37,7 @@ class Rules:
     partial: bool = True  # a range is answered 206; else 200 with Content-Range
     envelope: bool = False  # the lists answer errors with HTTP 200 and `"Success": false`
     no_digest: str = ""  # files that are listed without a digest: "", "empty" or "small"
-    lag: int = 0  # requests for the file list that do not show a commit yet
-    lag_seconds: float = 0  # and for how long they don't, however many there are
+    lag: float = 0  # seconds in which the file list does not show a commit yet
     commits: int | None = None  # commits that are accepted before the limit is reached
     refused: str = r"/.*|\./.*|(.*/)?\.\.(/.*)?"  # paths that no commit may have
     refuse_unchanged: bool = False  # a commit may not hold files that the branch has already
@@ -78,15 +77,6 @@ class Queued:
     met: bool = False
 
 
-@dataclass
-class Lag:
-    """What the file list still shows after a commit: how many times, and until when."""
-
-    files: dict[str, Blob] | None
-    times: int
-    until: float
-
-
 @dataclass(eq=False, repr=False)
 class Hub:
     """The stand-in hub: `with Hub(store) as hub:` serves on loopback until the block ends."""
@@ -104,7 +94,7 @@ class Hub:
     faults: list[Queued] = field(default_factory=list)
     signed: dict[str, tuple[str, Blob]] = field(default_factory=dict)  # a file by its signature
     expired: set[str] = field(default_factory=set)
-    lags: dict[tuple[str, str], Lag] = field(default_factory=dict)
+    late: dict[tuple[str, str], tuple[float, dict[str, Blob] | None]] = field(default_factory=dict)
     open: set[socket.socket] = field(default_factory=set)
     busy: int = 0  # file transfers
     stopped: bool = False
@@ -164,18 +154,14 @@ class Hub:
 
     def commit(self, model: Model, branch: str, changes: dict[str, Blob], message: str) -> None:
         """Make a commit, which the file list may not show at once."""
-        until = time.monotonic() + self.rules.lag_seconds
-        self.lags[model.id, branch] = Lag(model.files(branch), self.rules.lag, until)
+        until = time.monotonic() + self.rules.lag
+        self.late[model.id, branch] = until, model.files(branch)
         self.store.commit(model, branch, changes, message)
 
     def listed(self, model: Model, revision: str) -> dict[str, Blob] | None:
         """Return what the file list shows of a revision: its files, or those before a commit."""
-        with self.lock:
-            lag = self.lags.get((model.id, revision))
-            if lag is None or (lag.times <= 0 and lag.until <= time.monotonic()):
-                return model.files(revision)
-            lag.times -= 1
-            return lag.files
+        until, before = self.late.get((model.id, revision), (0, None))
+        return before if time.monotonic() < until else model.files(revision)
 
     def queue(self, route: str, *faults: Fault, file: str | None = None, times: int = 1) -> None:
         """Let the next requests of `route` (for `file`) meet `faults`, one each, in this order."""
