@@ -55,16 +55,6 @@ def test_blocks_pasted_in_their_order_work_and_serve(clone: Client) -> None:
 
 
 @posix
-def test_command_that_runs_the_tests_finds_them(clone: Client) -> None:
-    [command] = re.findall(r"^python3 -m venv .* python -m pytest$", README, re.MULTILINE)
-    shutil.copytree(ROOT / "tests", clone.work / "tests", dirs_exist_ok=True)
-    lay(clone.work, {name: source(name).encode() for name in (".pytest.ini", *PAGES)})
-    stubs = STUBS.replace("pip | pytest", "pip")
-    run = clone.run("bash", "-ec", stubs + command, PYTEST_ADDOPTS="--co -n0 tests/test_hub.py")
-    assert (run.code, " collected in " in run.out) == (0, True), run
-
-
-@posix
 def test_block_for_a_script_gives_it_both_paths_or_ends_it(clone: Client) -> None:
     [block] = [block for block in blocks(section("Serve and load")) if block.startswith("out=")]
     given = f"vllm() {{ printf '%s\\n' \"$@\"; }}\n{block}"
