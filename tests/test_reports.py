@@ -33,9 +33,7 @@ def both(client: Client, store: Store, **env: str | None) -> None:
     store.add(MODEL, FILES, private=True)
     store.add(REPO)
     assert_downloaded(client, download(client, **env))
-    result = upload(client, REPO_ID=REPO, **env)
-    assert result.code == 0, result
-    assert uploaded(store, REPO) == FILES
+    assert_uploaded(store, upload(client, REPO_ID=REPO, **env), model=REPO)
 
 
 # --- tokens and homes -----------------------------------------------------------------------------
@@ -65,8 +63,7 @@ def test_model_folder_below_the_home_of_the_sdk_goes_up(
     store.add(REPO)
     env["MODELSCOPE_API_TOKEN"] = ""
     result = upload(client, REPO_ID=REPO, MODEL_DIR="volume/models/mine", **env)
-    assert result.code == 0, result
-    assert uploaded(store, REPO) == FILES
+    assert_uploaded(store, result, model=REPO)
 
 
 @pytest.mark.usefixtures("model")

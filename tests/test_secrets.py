@@ -10,8 +10,16 @@ import pytest
 
 from tests.hub import Hub, Store
 from tests.hub.faults import first, status
-from tests.support.cases import BIG, FILES, MODEL, download, snapshot, upload, uploaded
-from tests.support.client import Client, Result, lay, tree
+from tests.support.cases import (
+    BIG,
+    FILES,
+    MODEL,
+    assert_downloaded,
+    assert_uploaded,
+    download,
+    upload,
+)
+from tests.support.client import Client, Result, lay
 
 Run = Callable[..., Result]
 STEPS = {
@@ -187,8 +195,7 @@ def test_token_is_not_sent_to_the_storage(
     client: Client, store: Store, hub: Hub, token: str
 ) -> None:
     store.add(MODEL, FILES, private=True)
-    assert download(client).code == 0
-    assert tree(snapshot(client.work)) == FILES
+    assert_downloaded(client, download(client))
     assert any(request.host == "storage" for request in hub.log)
     assert not any(r.token or "Cookie" in r.headers for r in hub.log if r.host == "storage")
 
@@ -215,8 +222,7 @@ def test_login_of_this_machine_never_goes_up(
     assert client.run("modelscope", "login", "--token", token, **login).code == 0
     (folder / "linked").symlink_to(credentials / "session")
     result = upload(client, MODEL_DIR=model_dir, **login)
-    assert result.code == 0, result
-    assert uploaded(store) == FILES
+    assert_uploaded(store, result)
     assert "'linked'" in result.err
 
 
@@ -225,5 +231,4 @@ def test_login_that_a_run_with_another_home_left_in_the_folder_never_goes_up(
 ) -> None:
     home = str(folder / "nested/home")
     assert client.run("modelscope", "login", "--token", token, MODELSCOPE_HOME=home).code == 0
-    assert upload(client).code == 0
-    assert uploaded(store) == FILES
+    assert_uploaded(store, upload(client))

@@ -210,8 +210,7 @@ def test_odd_names_links_and_empty_files_go_up(client: Client, hub: Hub, folder:
     blobs = lay(client.work / "blobs", {"1": b"one", "2": bytes(100_000)})
     (folder / "link.txt").symlink_to(blobs / "1")
     (folder / "nested/link.bin").symlink_to("../../blobs/2")
-    assert upload(client).code == 0
-    assert uploaded(hub.store) == tree(folder)
+    assert_uploaded(hub.store, upload(client), tree(folder))
 
 
 # --- the token, and where it comes from -----------------------------------------------------------
@@ -300,8 +299,7 @@ def test_change_is_sent_where_no_digest_is_listed(client: Client, hub: Hub, fold
     hub.rules.no_digest = "small"
     hub.store.add(MODEL, FILES)
     lay(folder, {"nested/vocab.txt": b"b\na\n"})
-    assert upload(client).code == 0
-    assert uploaded(hub.store) == tree(folder)
+    assert_uploaded(hub.store, upload(client), tree(folder))
 
 
 def test_folder_beyond_the_limit_of_commits_is_through_after_some_runs(

@@ -68,9 +68,11 @@ def assert_downloaded(client: Client, result: Result, files: dict[str, bytes] = 
     assert tree(snapshot(client.work)) == files
 
 
-def assert_uploaded(store: Store, result: Result, files: dict[str, bytes] = FILES) -> None:
+def assert_uploaded(
+    store: Store, result: Result, files: dict[str, bytes] = FILES, model: str = MODEL
+) -> None:
     assert result.code == 0, result
-    assert uploaded(store) == files
+    assert uploaded(store, model) == files
 
 
 def assert_failed(result: Result, *words: str, code: int = 1) -> None:
