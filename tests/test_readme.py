@@ -146,7 +146,7 @@ def test_messages_in_the_table_of_errors_are_printed_by_something() -> None:
             # What stands for a value has no place in a program: … and what is in quotes.
             pieces = re.split(r"…|'.*'|\(|: (?=un)", message)
             unknown = [piece for piece in pieces if piece.strip() not in printed]
-            assert message.startswith(FOREIGN) or not unknown, message
+            assert message.startswith(FOREIGN) or not unknown, f"nothing prints {message!r}"
 
 
 def test_figures_are_those_of_the_benchmark() -> None:
