@@ -97,6 +97,17 @@ def test_disk_that_fills_up_fails_and_the_next_run_goes_on(
 
 @posix
 @only_download
+def test_quota_that_is_used_up_ends_a_run_at_once_in_which_nothing_came(job: Job) -> None:
+    """The disk itself says that there is room."""
+    quota = ["sh", "-c", 'ulimit -f 2000 && exec "$@"', "sh"]  # 1 MB a file
+    assert_failed(job.run(before=quota), "[Errno 27] File too large")
+    result = job.run(before=quota)
+    assert_failed(result, "[Errno 27] File too large")
+    assert TRIED_AGAIN not in result.err
+
+
+@posix
+@only_download
 @pytest.mark.parametrize("place", ["", "models/alice--model/snapshots/master"])
 def test_folder_that_cannot_be_written_fails_with_its_path(
     job: Job, client: Client, place: str
