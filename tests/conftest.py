@@ -25,16 +25,40 @@ def pytest_xdist_auto_num_workers() -> int:
     return 3 * (os.cpu_count() or 1)
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Show short lists and dictionaries in a test's id as they are."""
+    is_short = isinstance(val, (dict, list, tuple)) and len(repr(val)) < 60
+    return repr(val) if is_short else None
+
+
+PASSED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[pytest.TestReport]:
+    """Let fixtures know whether the test itself has passed."""
+    report = yield
+    item.stash[PASSED] = report.passed
+    return report
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config
+) -> None:
+    if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and config.option.markexpr == "not gate":
+        terminalreporter.write_line("What is marked `gate`, as all of some files, needs -m gate.")
+
+
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "hub")
 
 
 @pytest.fixture
-def hub(store: Store) -> Iterator[Hub]:
+def hub(store: Store, request: pytest.FixtureRequest) -> Iterator[Hub]:
     with Hub(store) as hub:
         yield hub
-    hub.check()
+    hub.check(request.node.stash[PASSED])
 
 
 @pytest.fixture
@@ -64,7 +88,7 @@ def folder(client: Client) -> Path:
 
 
 @pytest.fixture
-def real(tmp_path: Path) -> Iterator[RealHub]:
+def real(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[RealHub]:
     real = RealHub(tmp_path)
     yield real
-    real.close()
+    real.close(request.node.stash[PASSED])

@@ -14,12 +14,13 @@ from tests.support.cases import (
     FILES,
     MODEL,
     download,
+    in_both_ways,
     lists_big,
     snapshot,
     upload,
     uploaded,
 )
-from tests.support.client import PARTS, Client, Result, lay, tree, wait_until
+from tests.support.client import PARTS, Client, Result, tree, wait_until
 
 pytestmark = pytest.mark.gate
 
@@ -41,37 +42,36 @@ CUT_JSON = faults.reads(b'{"Code": 200, "Data": {"Files": [{"Path": "con')
 # there for a token that may only read, and goes on with it; so it does when the answer is no login.
 DOWNLOAD_ROUTES = ("login", "list", "redirect", "file", "parts")
 DOWNLOAD_FAULTS = [
-    ("-- +- +- +- +-", "reset", faults.refuse),
-    ("-- +- +- +- +-", "stall", STALL),
+    ("-- +- +. +- +-", "reset", faults.refuse),
+    ("-- +- +. +- +-", "stall", STALL),
     ("++ .. +- .. ..", "403", FORBIDDEN),
     ("-- +- +- +- +-", "404", MISSING),
-    ("-- +- +- +- +-", "429", BUSY),
-    ("-- +- +- +- +-", "500", BROKEN),
+    ("-- +- +. +- +-", "429", BUSY),
+    ("-- +- +. +- +-", "500", BROKEN),
     ("-- +- +- +- +-", "web page", PAGE),
-    (".. +- +- +- +-", "redirect to itself", faults.redirect("#")),
+    (".. +- +. +- +-", "redirect to itself", faults.redirect("#")),
     ("++ +- .. .. ..", "Success is false", REFUSED),
     ("-- +- .. .. ..", "no data", NO_DATA),
     ("-- +- .. .. ..", "cut JSON", CUT_JSON),
     (".. .. .. ++ ++", "reset midway", faults.truncate(200_000)),
     (".. .. .. ++ +?", "stall midway", faults.stall(200_000)),
-    (".. .. .. +- +-", "a byte a second", faults.slow(1)),
+    (".. .. .. +. +.", "a byte a second", faults.slow(1)),
     (".. .. .. +- +-", "too short", faults.short(1000)),
     (".. .. .. ++ ++", "longer than it says", faults.long(1000, announced=False)),
     (".. .. .. +- +-", "too long", faults.long(1000, announced=True)),
     (".. .. .. +- +-", "wrong bytes", faults.corrupt),
 ]
-# `revisions` is asked when `info` denies the repo.
-UPLOAD_ROUTES = ("login", "info", "revisions", "batch", "blob", "commit", "list")
+UPLOAD_ROUTES = ("login", "info", "batch", "blob", "commit", "list")
 UPLOAD_FAULTS = [
-    ("-- ++ ++ +- +- +- +-", "reset", faults.refuse),
-    ("-- ++ ++ +- +- +- +-", "stall", STALL),
-    ("++ ++ ++ +- -- -- +-", "403", FORBIDDEN),
-    ("-- ++ -- +- -- -- +-", "404", MISSING),
-    ("-- ++ ++ +- +- +- +-", "429", BUSY),
-    ("-- ++ ++ +- +- +- +-", "500", BROKEN),
-    ("-- ++ ++ +- -- +- +-", "web page", PAGE),
-    ("++ ++ -- -- +- +- +-", "Success is false", REFUSED),
-    (".. .. .. -- -- -- +-", "no data", NO_DATA),
+    ("-- ++ +- +- +- +-", "reset", faults.refuse),
+    ("-- ++ +- +- +- +-", "stall", STALL),
+    ("++ ++ +- -- -- +-", "403", FORBIDDEN),
+    ("-- ++ +- -- -- +-", "404", MISSING),
+    ("-- ++ +- +- +- +-", "429", BUSY),
+    ("-- ++ +- +- +- +-", "500", BROKEN),
+    ("-- ++ +- -- +- +-", "web page", PAGE),
+    ("++ ++ -- +- +- +-", "Success is false", REFUSED),
+    (".. .. -- -- -- +-", "no data", NO_DATA),
 ]
 LISTS = {
     "-, a huge size": lists_big(Size=10**18),
@@ -127,7 +127,7 @@ def assert_download_ends(result: Result, ending: str, client: Client) -> None:
     assert_ends(result, ending, client)
     assert result.code or tree(snapshot(client.work / "cache")) == FILES
     assert {path.name for path in client.work.iterdir()} <= {"cache"}
-    assert {path.name for path in client.work.parent.iterdir()} == {"home", "hub", "work"}
+    assert {path.name for path in client.work.parent.iterdir()} == {"home", "hub", "site", "work"}
 
 
 @pytest.mark.usefixtures("model", "token")
@@ -151,9 +151,6 @@ def test_odd_list_ends_truly(client: Client, hub: Hub, name: str) -> None:
 @pytest.mark.parametrize("case", list(cells(UPLOAD_FAULTS, UPLOAD_ROUTES)))
 def test_fault_in_an_upload_ends_truly(client: Client, hub: Hub, store: Store, case: Case) -> None:
     store.add(MODEL)
-    if case.route == "revisions":
-        hub.always("info", MISSING)
-        hub.always("legacy_info", MISSING)
     case.set_up(hub)
     result = upload(client, **SHORTER_WAITS)
     assert_ends(result, case.ending, client)
@@ -161,8 +158,8 @@ def test_fault_in_an_upload_ends_truly(client: Client, hub: Hub, store: Store, c
     assert tree(client.work / "folder") == FILES
 
 
+@in_both_ways
 @pytest.mark.usefixtures("token")
-@pytest.mark.parametrize("env", [{}, PARTS], ids=["in one stream", "in parts"])
 def test_hub_that_takes_few_connections_is_ridden_out(
     client: Client, hub: Hub, store: Store, env: dict[str, str]
 ) -> None:
@@ -189,21 +186,3 @@ def test_hub_that_restarts_during_an_upload_is_ridden_out(
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, out + err
     assert uploaded(store) == FILES
-
-
-@pytest.mark.usefixtures("token")
-def test_half_of_ten_times_as_many_files_takes_at_most_ten_times_as_long(
-    client: Client, hub: Hub, store: Store
-) -> None:
-    """.ci/run has the oldest Python run it, too: its `fnmatch` forgets more."""
-    seconds = []
-    for count in (100, 1000):
-        files = {f"{number}.txt": str(number).encode() for number in range(count)}
-        lay(client.work / "folder", files)
-        store.add(MODEL, {name: files[name] for name in list(files)[::2]})
-        result = upload(client)
-        assert result.code == 0, result
-        assert uploaded(store) == files
-        seconds.append(result.seconds)
-    assert seconds[1] < 10 * seconds[0]
-    assert len(hub.requests("commit")) == 1 + 3  # 50 files; 500 files, 200 for a call of the SDK

@@ -19,7 +19,7 @@ from tests.hub import Hub, Store, faults
 from tests.hub.models import files
 from tests.hub.store import OWN_FILES, is_large
 from tests.support.cases import BIG, FILES, MODEL, snapshot, uploaded
-from tests.support.client import IGNORE_SIGINT, ROOT, Client, tree, wait_until
+from tests.support.client import IGNORE_SIGINT, ROOT, Client, tree
 from tests.support.real_hub import RealHub
 
 API = f"/api/v1/models/{MODEL}"
@@ -95,15 +95,6 @@ def test_hub_keeps_as_large_what_the_sdk_sends_as_large() -> None:
     assert (is_large("a.json", size), is_large("a.json", size + 1)) == (False, True)
 
 
-def test_hub_is_found_by_its_real_names(real: RealHub) -> None:
-    real.cn.store.add(MODEL, FILES)
-    real.client.env["MODELSCOPE_API_TOKEN"] = real.cn.store.add_user("alice")
-    assert real.client.run("modelscope", "download", MODEL, "--local_dir", "here").code == 0
-    assert tree(real.client.work / "here") == FILES
-    assert [request.host for request in real.cn.requests("file", BIG)] == ["storage"]
-    assert "modelscope.cn" in real.token_hosts()
-
-
 def test_host_that_is_no_hub_is_refused_and_fails_the_test(tmp_path: Path) -> None:
     real = RealHub(tmp_path)
     ask = "import requests; requests.get('https://huggingface.co')"
@@ -174,52 +165,6 @@ def test_commits_are_refused_as_a_whole(hub: Hub, store: Store, model: str) -> N
     assert [commit(hub, "alice", name)[1] for name in "ab"] == [200, "E1021"]
 
 
-def test_list_may_lag_behind_a_commit(hub: Hub, model: str) -> None:
-    hub.rules.lag = 2
-    commit(hub, "alice", "new")
-    assert ["new" in listed(hub) for _ in range(4)] == [False, False, True, True]
-    hub.rules.lag, hub.rules.lag_seconds = 0, 0.5
-    commit(hub, "alice", "newer")
-    assert "newer" not in listed(hub)
-    wait_until(lambda: "newer" in listed(hub))
-
-
-BROKEN = ("ChunkedEncodingError", "ConnectionError")
-FAULTS = {
-    "refuse": (faults.refuse, BROKEN),
-    "truncate": (faults.truncate(1000), BROKEN),
-    "short": (faults.short(10), BROKEN),
-    "stall": (faults.stall(), ("ReadTimeout",)),
-    "stall in the body": (faults.stall(1000), BROKEN),
-    "status": (faults.status(503), (503,)),
-    "redirect": (faults.redirect("/openapi/v1/models/alice/none"), (404,)),
-    "page": (faults.page("<p>Sign in"), (200, 10)),
-    "long": (faults.long(10, announced=True), (200, SIZE + 10)),
-    "longer than it says": (faults.long(10, announced=False), (200, SIZE, "right")),
-    "corrupt": (faults.corrupt, (200, SIZE)),
-}
-
-
-def outcome(hub: Hub) -> tuple[object, ...]:
-    """What `requests` makes of the big file."""
-    try:
-        answer = get_file(hub, timeout=0.5)
-    except requests.RequestException as error:
-        return (type(error).__name__,)
-    right = ("right",) if answer.content == FILES[BIG] else ()
-    return (answer.status_code, len(answer.content), *right)
-
-
-@pytest.mark.parametrize("name", FAULTS)
-def test_fault_is_met_once_and_does_what_it_says(hub: Hub, model: str, name: str) -> None:
-    fault, expected = FAULTS[name]
-    hub.rules.direct = True
-    hub.queue("file", fault, file=BIG)
-    result = outcome(hub)
-    assert result[0] in expected if expected is BROKEN else result[: len(expected)] == expected
-    assert outcome(hub) == (200, SIZE, "right")
-
-
 def test_faults_are_met_in_their_order(hub: Hub, model: str) -> None:
     hub.queue("list", faults.status(500), faults.passes, times=2)
     hub.queue("list", faults.named("../out"), faults.answers([]), faults.reads(b"{"))
@@ -238,15 +183,6 @@ def test_what_goes_wrong_in_the_hub_fails_the_test(store: Store) -> None:
         hub.queue("file", faults.truncate(1), file="a")
     with pytest.raises(AssertionError, match=r"GET /api/v1/nothing(.|\n)*JSON(.|\n)*a: never met"):
         hub.check()
-
-
-def test_latency_and_limits_are_kept(store: Store, model: str) -> None:
-    with Hub(store, latency=0.2, rate=SIZE, connections=1) as hub:
-        started = time.monotonic()
-        answer = get_file(hub, stream=True)
-        assert get_file(hub).status_code == 429
-        assert answer.content == FILES[BIG]
-        assert 1.2 < time.monotonic() - started < 5
 
 
 STEPS = """

@@ -5,70 +5,50 @@ from __future__ import annotations
 import errno
 import re
 import sys
-import time
 
 import pytest
 
 from tests.hub import Hub, Store
-from tests.hub.faults import Answer, Response, corrupt, first, status
-from tests.support.cases import BIG, FILES, MODEL, download, lists_big, snapshot, upload, uploaded
-from tests.support.client import PARTS, ROOT, Client, Result, lay, tree
+from tests.hub.faults import Answer, Response, status
+from tests.support.cases import (
+    BIG,
+    FILES,
+    MODEL,
+    assert_downloaded,
+    assert_failed,
+    assert_uploaded,
+    download,
+    snapshot,
+    upload,
+    uploaded,
+)
+from tests.support.client import PARTS, ROOT, Client, lay, tree
 
-SIZE = sum(map(len, FILES.values()))
 REPO = "alice/new"
 linux = pytest.mark.skipif(sys.platform != "linux", reason="imitates file systems of Linux")
 
 
-def assert_downloaded(client: Client, result: Result, files: dict[str, bytes] = FILES) -> None:
-    assert result.code == 0, result
-    assert tree(snapshot(client.work)) == files
-
-
-def assert_failed(result: Result, *words: str) -> None:
-    assert result.code == 1, result
-    assert [word for word in words if word not in result.out + result.err] == [], result
-    assert "Traceback" not in result.out + result.err
-
-
 def both(client: Client, store: Store, **env: str | None) -> None:
-    """Download a private model and upload a folder to a new repo, with a token of their owner."""
+    """Download a private model and upload a folder to a new repo, with a login of their owner."""
     store.add(MODEL, FILES, private=True)
     store.add(REPO)
     assert_downloaded(client, download(client, **env))
-    result = upload(client, REPO_ID=REPO, **env)
-    assert result.code == 0, result
-    assert uploaded(store, REPO) == FILES
-
-
-def patch(client: Client, code: str) -> dict[str, str]:
-    """Let Python run some code at its start."""
-    lay(client.work / "path", {"sitecustomize.py": code.encode()})
-    return {"PYTHONPATH": str(client.work / "path")}
+    assert_uploaded(store, upload(client, REPO_ID=REPO, **env), model=REPO)
 
 
 # --- tokens and homes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ['"{}"', "'{}'"])
+@pytest.mark.parametrize("login", ["token", "stored"])
 @pytest.mark.usefixtures("folder")
-def test_token_in_the_quotes_of_an_env_file_works(
-    client: Client, store: Store, token: str, form: str
+def test_netrc_replaces_neither_a_token_nor_a_stored_login(
+    client: Client, store: Store, hub: Hub, token: str, login: str
 ) -> None:
-    """moby/moby#46773: `docker run --env-file` keeps the quotes around a value."""
-    both(client, store, MODELSCOPE_API_TOKEN=form.format(token))
-
-
-@pytest.mark.usefixtures("folder")
-def test_token_with_a_newline_works(client: Client, store: Store, token: str) -> None:
-    """1Password/connect-sdk-go#73: a secret made of a file ends with the file's newline."""
-    both(client, store, MODELSCOPE_API_TOKEN=f"{token}\r\n")
-
-
-@pytest.mark.usefixtures("folder", "token")
-def test_netrc_does_not_replace_the_token(client: Client, store: Store, hub: Hub) -> None:
     """huggingface/huggingface_hub#2765: `requests` prefers a login of ~/.netrc to a token."""
+    assert client.run("modelscope", "login", "--token", token).code == 0
+    hub.log.clear()
     (client.home / ".netrc").write_text("machine 127.0.0.1 login alice password wrong\n")
-    both(client, store)
+    both(client, store, MODELSCOPE_API_TOKEN=token if login == "token" else None)
     assert not any(str(r.headers.get("Authorization")).startswith("Basic") for r in hub.log)
 
 
@@ -83,8 +63,7 @@ def test_model_folder_below_the_home_of_the_sdk_goes_up(
     store.add(REPO)
     env["MODELSCOPE_API_TOKEN"] = ""
     result = upload(client, REPO_ID=REPO, MODEL_DIR="volume/models/mine", **env)
-    assert result.code == 0, result
-    assert uploaded(store, REPO) == FILES
+    assert_uploaded(store, result, model=REPO)
 
 
 @pytest.mark.usefixtures("model")
@@ -94,49 +73,7 @@ def test_home_that_cannot_be_used_is_no_reason_to_fail_without_a_token(client: C
     assert_downloaded(client, download(client, HOME=str(client.work / "home")))
 
 
-@pytest.mark.usefixtures("token")
-def test_carriage_return_after_a_folder_is_taken_off(client: Client, store: Store) -> None:
-    """Osmantic/ODS#1678: a file of settings with Windows line ends makes it another path."""
-    store.add(MODEL, FILES)
-    store.add(REPO)
-    assert download(client, "--cache_dir", "cache\r").code == 0
-    folder = snapshot(client.work / "cache")
-    assert tree(folder) == FILES
-    assert upload(client, REPO_ID=f"{REPO}\r", MODEL_DIR=f"{folder}\r").code == 0
-    assert uploaded(store, REPO) == FILES
-
-
 # --- what the hub says ----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("env", [{}, PARTS], ids=["in one stream", "in parts"])
-@pytest.mark.usefixtures("model")
-def test_wrong_size_in_the_list_is_no_failure_where_the_digest_is_right(
-    client: Client, hub: Hub, env: dict[str, str]
-) -> None:
-    """OpenBMB/VoxCPM#55: "should be of size 12585 but has size 12582", of a file edited online."""
-    hub.always("list", lists_big(Size=len(FILES[BIG]) + 3))
-    assert_downloaded(client, download(client, **env))
-
-
-@pytest.mark.usefixtures("model")
-def test_wrong_digest_is_not_fetched_without_end(client: Client, hub: Hub) -> None:
-    """modelscope/modelscope#758: 24 GB whose digest is wrong each time, and "please try again"."""
-    hub.always("file", corrupt, file=BIG)
-    assert_failed(download(client), "FileIntegrityError", BIG)
-    assert hub.sent() == SIZE + 2 * len(FILES[BIG])
-    assert not (snapshot(client.work) / BIG).exists()
-
-
-@pytest.mark.usefixtures("folder", "token")
-def test_hub_that_denies_a_model_that_is_there_is_not_believed(
-    client: Client, store: Store, hub: Hub
-) -> None:
-    """gpustack/gpustack#2485: a model that is there can't be found, and a moment later it can."""
-    for route in ("info", "legacy_info"):
-        hub.always(route, status(404))
-    hub.queue("list", status(404))
-    both(client, store)
 
 
 @pytest.mark.parametrize(("code", "probes"), [(429, []), (500, ["info", "revisions"])])
@@ -170,57 +107,10 @@ def test_proxy_that_refuses_ranges_gets_the_model_in_one_stream(client: Client, 
 def test_repo_without_a_branch_is_filled(client: Client, store: Store) -> None:
     """modelscope/modelscope#1397: uploads to a repo that was just created leave it as it is."""
     store.create(MODEL, branch=False)
-    result = upload(client)
-    assert result.code == 0, result
-    assert uploaded(store) == FILES
-
-
-@pytest.mark.gate
-@pytest.mark.usefixtures("folder", "token")
-def test_log_shows_that_a_silent_upload_goes_on(client: Client, store: Store, hub: Hub) -> None:
-    """kserve/kserve#6016: for minutes the log of a job says nothing, as a bar is for terminals."""
-    store.add(MODEL)
-    hub.queue("blob", first(lambda: time.sleep(12)))
-    result = upload(client, MODELSCOPE_UPLOAD_BLOB_READ_TIMEOUT_SECONDS="60")
-    assert result.code == 0, result
-    assert any(line.startswith("Total:") for line in result.err.splitlines())
+    assert_uploaded(store, upload(client))
 
 
 # --- what stands on the disk ----------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("model")
-def test_unfinished_file_that_is_whole_is_kept(client: Client, hub: Hub) -> None:
-    """jundot/omlx#141: a whole file that still has its unfinished name is answered by 416."""
-    lay(snapshot(client.work), {f"{BIG}.incomplete": FILES[BIG]})
-    assert_downloaded(client, download(client))
-    assert hub.requests("file", BIG) == []
-
-
-@pytest.mark.usefixtures("folder", "token")
-def test_half_a_download_is_not_published(client: Client, store: Store) -> None:
-    """modelscope/ms-swift#3035: a push stumbles over the `._____temp` of a download."""
-    left = {f"{BIG}.incomplete": b"1", "._____temp/a.bin": b"1", ".msc": b"1", ".mv": b"1"}
-    lay(client.work / "folder", left)
-    store.add(MODEL)
-    result = upload(client)
-    assert result.code == 0, result
-    assert uploaded(store) == FILES
-    assert (
-        f"WARNING: 可能含有密钥、未下载完或不是普通文件，不会上传：['{BIG}.incomplete']"
-        in result.err
-    )
-
-
-@pytest.mark.usefixtures("folder", "token")
-def test_what_macos_adds_on_a_shared_disk_stays_behind(client: Client, store: Store) -> None:
-    """SceneWorks/SceneWorks#1333: a server takes `._model.safetensors` for weights."""
-    lay(client.work / "folder", {"._model.safetensors": b"\x00\x05\x16\x07"})
-    store.add(MODEL)
-    result = upload(client)
-    assert result.code == 0, result
-    assert uploaded(store) == FILES
-    assert "不会上传：['._model.safetensors']" in result.err
 
 
 REFUSE_RENAMES = """
@@ -236,7 +126,8 @@ pathlib.Path.replace = refuse
 def test_rename_that_is_refused_fails_with_its_paths(client: Client, number: int) -> None:
     """modelscope/facechain#98: a mounted bucket refuses to rename what has been downloaded."""
     target = snapshot(client.work) / "config.json"
-    result = download(client, **patch(client, REFUSE_RENAMES.format(number)))
+    client.at_start(REFUSE_RENAMES.format(number))
+    result = download(client)
     paths = f"{f'{target}.incomplete'!r} -> {str(target)!r}"
     assert_failed(result, "    'config.json': ", f"[Errno {number}] no renames: {paths}")
 
@@ -249,8 +140,8 @@ NOTHING_FREE = "return os.statvfs_result((4096, 4096, 1 << 20, 0, 0, 0, 0, 0, 0,
 @pytest.mark.usefixtures("model")
 def test_disk_that_does_not_know_its_free_space_takes_a_model(client: Client, does: str) -> None:
     """huggingface/huggingface_hub#3097: 0 bytes on BlobFuse; Cyberdrop-DL#1450: errno 95, sshfs."""
-    env = patch(client, f"import os\ndef statvfs(path): {does}\nos.statvfs = statvfs")
-    assert_downloaded(client, download(client, **env))
+    client.at_start(f"def statvfs(path): {does}\nos.statvfs = statvfs")
+    assert_downloaded(client, download(client))
 
 
 NO_LOCKS = """
@@ -265,26 +156,18 @@ fcntl.flock = flock
 @pytest.mark.usefixtures("model")
 def test_disk_without_locks_shows_the_error_and_works_without_them(client: Client) -> None:
     """huggingface/datasets#2618: "[Errno 37] No locks available", of a network disk."""
-    env = patch(client, NO_LOCKS)
-    assert_failed(download(client, **env), "OSError(37, 'No locks available')")
+    client.at_start(NO_LOCKS)
+    assert_failed(download(client), "OSError(37, 'No locks available')")
     assert "`MODELSCOPE_DOWNLOAD_FILE_LOCK=0`" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert_downloaded(client, download(client, MODELSCOPE_DOWNLOAD_FILE_LOCK="0", **env))
-
-
-def test_name_of_240_letters_comes_though_its_parts_have_longer_ones(
-    client: Client, store: Store
-) -> None:
-    """huggingface/huggingface_hub#2756: what a download adds to a name makes it too long."""
-    files = FILES | {f"{'x' * 228}.safetensors": FILES[BIG]}
-    store.add(MODEL, files)
-    assert_downloaded(client, download(client, **PARTS), files)
+    assert_downloaded(client, download(client, MODELSCOPE_DOWNLOAD_FILE_LOCK="0"))
 
 
 @pytest.mark.usefixtures("token")
 def test_old_shards_that_the_repo_keeps_are_named(client: Client, store: Store, hub: Hub) -> None:
     """Blaizzard/mlx-vlm#1464: a server that goes by the old index loads the old shards."""
     index = "model.safetensors.index.json"
-    old = dict.fromkeys([*FILES, index, "q/old.gguf", "old.bin", "old.txt", ".gitattributes"], b"1")
+    weights = ["q/old.gguf", "old.bin", "old.pt", "old.pth"]
+    old = dict.fromkeys([*FILES, index, *weights, "old.txt", ".gitattributes"], b"1")
     store.add(MODEL, old)
     lay(client.work / "folder", {"config.json": b"{}", "model.safetensors": FILES[BIG]})
     for _ in range(2):
@@ -292,7 +175,7 @@ def test_old_shards_that_the_repo_keeps_are_named(client: Client, store: Store, 
         result = upload(client)
         assert result.code == 0, result
         (named,) = re.findall("^WARNING: .*safetensors.*$", result.err, re.MULTILINE)
-        expected = {index, "q/old.gguf", "old.bin", BIG, BIG.replace("2-of", "1-of")}
+        expected = {index, *weights, BIG, BIG.replace("2-of", "1-of")}
         assert set(re.findall("'(.+?)'", named)) == expected
     assert not any(map(hub.requests, ("batch", "blob", "commit")))
     assert uploaded(store) == old | tree(client.work / "folder")

@@ -2,7 +2,7 @@
 
 It speaks the HTTP interface that the SDK uses around models, and nothing more. To read: `store`
 (models, revisions, blobs), `routes` (what each address answers), `faults` (how an answer goes
-wrong on purpose), `server` (rules, the log, the queue of faults) and `connection` (sockets).
+wrong on purpose) and `server` (rules, the log, the queue of faults, sockets).
 """
 
 from tests.hub.faults import Answer, Fault, Response

@@ -7,6 +7,8 @@ A fault takes the right answer and returns another one. Queue faults in a test's
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,6 +35,12 @@ Answer = Callable[[], Response]
 Fault = Callable[[Answer], Response]
 
 
+def called(name: str, fault: Fault) -> Fault:
+    """The same fault, with a name that a test's id can show."""
+    fault.__name__ = name  # type: ignore[attr-defined]
+    return fault
+
+
 def passes(answer: Answer) -> Response:
     """Nothing goes wrong this time."""
     return answer()
@@ -48,12 +56,12 @@ def status(code: int, message: str = "", **headers: str) -> Fault:
     payload = {"Code": code, "Success": False, "Message": message or f"status {code}"}
     response = Response.json(payload, code)
     response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
-    return lambda answer: response
+    return called(str(code), lambda answer: response)
 
 
 def truncate(after: int) -> Fault:
     """The connection is reset after some bytes of the body."""
-    return lambda answer: replace(answer(), cut=after)
+    return called("truncate", lambda answer: replace(answer(), cut=after))
 
 
 def short(missing: int) -> Fault:
@@ -84,7 +92,7 @@ def changed(change: Callable[[bytes], bytes], *, announced: bool = True) -> Faul
 
 def redirect(location: str) -> Fault:
     """Another address, such as one of a storage host."""
-    return lambda answer: Response(302, headers={"Location": location})
+    return called("redirect", lambda answer: Response(302, headers={"Location": location}))
 
 
 def first(action: Callable[[], object], then: Fault = passes) -> Fault:
@@ -97,16 +105,35 @@ def first(action: Callable[[], object], then: Fault = passes) -> Fault:
     return fault
 
 
+class Crowd:
+    """Each answer takes a moment; `most` is how many were asked for at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def __call__(self, answer: Answer) -> Response:
+        self.enter(1)
+        time.sleep(0.2)
+        self.enter(-1)
+        return answer()
+
+    def enter(self, step: int) -> None:
+        with self.lock:
+            self.now += step
+            self.most = max(self.most, self.now)
+
+
 def stall(after: int | None = None) -> Fault:
     """Nothing more comes after some bytes of the body; by default the request isn't acted on."""
     if after is None:
-        return lambda answer: Response(0, stall=-1)
-    return lambda answer: replace(answer(), stall=after)
+        return called("stall", lambda answer: Response(0, stall=-1))
+    return called("stall midway", lambda answer: replace(answer(), stall=after))
 
 
 def slow(rate: float) -> Fault:
     """The body comes at `rate` bytes a second."""
-    return lambda answer: replace(answer(), rate=rate)
+    return called("slow", lambda answer: replace(answer(), rate=rate))
 
 
 def corrupt(answer: Answer) -> Response:
@@ -116,17 +143,19 @@ def corrupt(answer: Answer) -> Response:
 
 def page(html: str = "<html><body>Please sign in</body></html>") -> Fault:
     """A web page in place of the answer, with status 200."""
-    return lambda answer: Response(200, html.encode(), {"Content-Type": "text/html"})
+    response = Response(200, html.encode(), {"Content-Type": "text/html"})
+    return called("web page", lambda answer: response)
 
 
 def answers(payload: Any) -> Fault:
     """Other JSON than the right one, with status 200."""
-    return lambda answer: Response.json(payload)
+    return called("other JSON", lambda answer: Response.json(payload))
 
 
 def reads(body: bytes) -> Fault:
     """Another body than the right one, with status 200."""
-    return lambda answer: Response(200, body, {"Content-Type": "application/json"})
+    response = Response(200, body, {"Content-Type": "application/json"})
+    return called("other body", lambda answer: response)
 
 
 def edit(change: Callable[[list[dict[str, Any]]], object]) -> Fault:
@@ -137,7 +166,7 @@ def edit(change: Callable[[list[dict[str, Any]]], object]) -> Fault:
         change(payload["Data"]["Files"])
         return Response.json(payload)
 
-    return fault
+    return called("edited list", fault)
 
 
 def named(name: str) -> Fault:

@@ -18,7 +18,6 @@ from tests.hub.store import MASTER, Blob, Model, is_large
 if TYPE_CHECKING:
     from tests.hub.server import Hub, Request
 
-LIST_LIMIT = 3000  # entries in one answer; the SDK walks the folders when it sees this many
 COMMITTED = 1_700_000_000  # the one date of all files
 COMMIT_ID = re.compile("[0-9a-f]{40}")
 
@@ -126,16 +125,7 @@ def list_files(hub: Hub, request: Request, model_id: str) -> Response:
     for path in files:
         while path := posixpath.dirname(path):
             entries[path] = entry(hub, model, path, None)
-    wanted = [entries[path] for path in sorted(entries) if is_wanted(request, path)]
-    return ok({"Files": wanted[:LIST_LIMIT]})
-
-
-def is_wanted(request: Request, path: str) -> bool:
-    """Whether the list was asked for this path, by its `Root` and `Recursive`."""
-    root = request.query.get("Root", "").strip("/")
-    if request.query.get("Recursive") != "True":
-        return posixpath.dirname(path) == root
-    return not root or path.startswith(f"{root}/")
+    return ok({"Files": [entries[path] for path in sorted(entries)]})
 
 
 def entry(hub: Hub, model: Model, path: str, blob: Blob | None) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""The README as its users read it: the blocks and the tables that they copy from."""
+"""The two pages as their users read them: the blocks and the tables that they copy from."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import re
 
 from tests.support.client import ROOT
 
-README = (ROOT / "README.md").read_text("utf-8")
+PAGES = {page: (ROOT / page).read_text("utf-8") for page in ("README.md", ".ci/examples/README.md")}
+README = PAGES["README.md"]
+BOTH = "\n".join(PAGES.values())
 
 
 def section(title: str) -> str:
-    """The text below a heading of the second level, up to the next one."""
-    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+    """The text below a heading of the second level, on either page, up to the next one."""
+    return BOTH.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def blocks(title: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", section(title), re.MULTILINE | re.DOTALL)
+def blocks(text: str, language: str = "sh") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def table(text: str, head: str = "") -> list[list[str]]:
