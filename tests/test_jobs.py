@@ -87,6 +87,12 @@ def test_upload_job_goes_on_without_a_draft_but_not_without_a_model(
     assert (result.code, "Uploading" in result.out) == (1, False)
 
 
+def test_upload_job_fails_without_the_script(run_job: RunJob, client: Client) -> None:
+    (client.work / "download_model.py").unlink()  # Python exits with 2
+    result = run_job()
+    assert (result.code, "Uploading" in result.out) == (1, False), result
+
+
 # --- the fingerprint ------------------------------------------------------------------------------
 
 
