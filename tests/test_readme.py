@@ -55,23 +55,28 @@ def test_blocks_pasted_in_their_order_work_and_serve(clone: Client) -> None:
 
 
 @posix
-def test_block_for_a_script_gives_it_both_paths_or_ends_it(clone: Client) -> None:
-    [block] = [block for block in blocks(section("Serve and load")) if block.startswith("out=")]
-    given = f"vllm() {{ printf '%s\\n' \"$@\"; }}\n{block}"
-    printed = clone.run(*REHEARSE, "bash", "-c", given).lines
-    assert printed[:2] == ["serve", str(snapshot(clone.work / "model", "Qwen/Qwen3-8B"))]
-    draft = printed[printed.index("--speculative-config.model") + 1]
-    assert draft == str(snapshot(clone.work / "model", "Qwen/Qwen3-0.6B"))
-    failed = clone.run("bash", "-c", given, MODELSCOPE_ENDPOINT="http://127.0.0.1:9")
-    assert (failed.code, len(failed.lines)) == (1, 1), failed
-    assert failed.out.startswith("Model download FAILED: ")
+def test_checked_copy_is_served_with_its_draft_but_not_one_with_old_shards(clone: Client) -> None:
+    download, serve = blocks(section("Serve and load"))
+    given = f"vllm() {{ printf '%s\\n' \"$@\"; }}\n{serve}"
+    assert clone.run(*REHEARSE, "bash", "-ec", download).code == 0
+    printed = clone.run("bash", "-c", given).lines
+    main, draft = (snapshot(clone.work / "v1", f"Qwen/Qwen3-{size}") for size in ("8B", "0.6B"))
+    assert printed[:2] == ["serve", str(main)]
+    assert printed[printed.index("--speculative-config.model") + 1] == str(draft)
+    assert (draft / "config.json").is_file()
+    (main / "old.safetensors").touch()
+    result = clone.run("bash", "-c", given)
+    assert (result.code, result.lines) == (
+        1,
+        [str(main.relative_to(clone.work / "v1") / "old.safetensors")],
+    )
 
 
 @posix
 def test_command_that_serves_an_image_names_its_folders(client: Client) -> None:
     [command] = [block for block in blocks(section("Serving")) if "docker run" in block]
     given = client.run("bash", "-ec", f"docker() {{ printf '%s\\n' \"$@\"; }}\n{command}").lines
-    main = given[given.index("my-model") + 1]
+    main = given[given.index("my-vllm:1") + 1]
     draft = given[given.index("--speculative-config.model") + 1]
     assert f"ENV MODEL_DIR={main} DRAFT_DIR={draft} " in source("Dockerfile")
     sglang = re.search("`(python3 -m sglang.*?)`", section("Serving"))[1]
@@ -136,7 +141,7 @@ def test_variables_of_the_pages_are_those_of_the_sdk() -> None:
 # Those of the system, of other programs and of the hub.
 FOREIGN = ("No locks", "No space", "Disk quota", "WinError", "Permission", "CERTIFICATE_VERIFY")
 FOREIGN += ("modelscope: command", "No matching", "error: unrec", "429", "E1021")
-FOREIGN += ("User not", "no write", "AccessToken")
+FOREIGN += ("User not", "no write", "AccessToken", "running", "Run 'conda", "CondaToS", "ensurepip")
 
 
 def test_messages_in_the_table_of_errors_are_printed_by_something() -> None:
