@@ -153,10 +153,10 @@ def test_serve_image_stays_as_it_is_and_its_user_reads_the_models_without_a_netw
     base = re.search(r"SERVE_IMAGE=(\S+)", build)[1]
     lay(clone.work, {"own/Dockerfile": SERVE.encode()})
     clone.sh(f"docker build -t {base} own && {build}")
-    before, after = (clone.docker.image(tag).config["config"] for tag in (base, "my-model"))
+    before, after = (clone.docker.image(tag).config["config"] for tag in (base, "my-vllm:1"))
     for key in ("Entrypoint", "Cmd", "User", "WorkingDir"):
         assert after[key] == before[key]
-    assert clone.sh("docker run --rm --network none my-model").out == f"{MAIN}{DRAFT}11\n"
+    assert clone.sh("docker run --rm --network none my-vllm:1").out == f"{MAIN}{DRAFT}11\n"
 
 
 def test_optional_draft_that_fails_is_left_out_and_tried_again_with_another_refresh(
@@ -258,7 +258,7 @@ def test_private_model_comes_with_the_token_which_no_layer_and_no_cache_holds(
     store.add("you/private", {"config.json": b"you/private"}, private=True)
     log = clone.sh(copied_build("you/private")).err
     assert token not in log
-    image = clone.docker.image()
+    image = clone.docker.image("my-private")
     assert image.count("you/private") == 2  # the model's layer, and a label
     assert image.count(token) == 0
     args = {"MODEL_ID": "you/private", "SPEC_DRAFT_MODEL_ID": "you/nowhere"}
