@@ -2,7 +2,7 @@
 
 MODEL_ID, MODEL_REVISION, SPEC_DRAFT_MODEL_ID and SPEC_DRAFT_MODEL_REVISION name them, as in the
 build; MODELSCOPE_ENDPOINT and MODELSCOPE_API_TOKEN are the hub and the token, where they are set.
-A new model card is not a new model: otherwise, fixing a typo in it would make every user build again.
+A new model card is not a new model: fixing a typo in it must not make every user build again.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ python -m tests.hub -- COMMAND …   runs COMMAND and passes its exit code on
 python -m tests.hub -- sh          opens a shell, in which every command is a rehearsal
 python -m tests.hub                serves until Ctrl-C and prints the lines to paste
 
-The commands find the hub's address and a token in their environment. The token may read and write
-everything. When it ends, the hub forgets what was uploaded.
+The commands find the hub's address and a token, ms-your-token, in their environment. It may read
+and write everything. When it ends, the hub forgets what was uploaded.
 """
 
 from __future__ import annotations
