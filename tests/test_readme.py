@@ -46,6 +46,7 @@ def clone(client: Client) -> Client:
 @posix
 def test_blocks_pasted_in_their_order_work_and_serve(clone: Client) -> None:
     pasted = [block for block in blocks(README) if "docker " not in block]
+    pasted += [code for code in codes(section("Options")) if code.startswith("modelscope cache")]
     script = f"{STUBS}unset MODELSCOPE_API_TOKEN\n{''.join(pasted)}"  # a reader has none at first
     result = clone.run(*REHEARSE, "bash", "-ec", script)
     assert (result.code, result.err.count("served\n")) == (0, 2), result

@@ -32,10 +32,14 @@ SENTENCES = (
 )
 END = "<|endoftext|>"
 
+# Every new repo of the hub has one; it isn't in the folders, where git would heed it.
+ATTRIBUTES = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
+
 
 def files(name: str = "qwen3") -> dict[str, bytes]:
     """The files of a model: `qwen3`, in two shards, or `draft`, which has the same vocabulary."""
-    return {path.name: path.read_bytes() for path in sorted((FOLDER / name).iterdir())}
+    here = {path.name: path.read_bytes() for path in sorted((FOLDER / name).iterdir())}
+    return {".gitattributes": ATTRIBUTES} | here
 
 
 def add_defaults(store: Store) -> None:
