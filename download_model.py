@@ -431,7 +431,8 @@ def show_progress(
     style |= {"leave": total > 0, "smoothing": 0}  # the mean rate, so that an outage shows
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
     future = ThreadPoolExecutor(1).submit(work)
-    with tqdm(desc="Checking", total=total, initial=done(), file=file, **style) as bar:
+    with tqdm(desc="Total", total=total, initial=done(), file=file, **style) as bar:
+        bar.delay = 0  # only the first drawing waits: a log line may draw it before
         for second in itertools.count(1):
             if wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits
                 break
