@@ -13,9 +13,7 @@ from tests.support.cases import (
     BIG,
     FILES,
     MODEL,
-    Env,
     download,
-    in_both_ways,
     lists_big,
     snapshot,
     upload,
@@ -157,19 +155,6 @@ def test_fault_in_an_upload_ends_truly(client: Client, hub: Hub, case: Case) -> 
     assert_ends(result, case.ending, client)
     assert result.code or uploaded(hub.store) == FILES
     assert tree(client.work / "folder") == FILES
-
-
-@in_both_ways
-@pytest.mark.usefixtures("token")
-def test_hub_of_few_connections_is_ridden_out(client: Client, hub: Hub, env: Env) -> None:
-    count, size = (4, 2_500_000) if env else (16, 50_000)
-    files = {f"{number}.bin": bytes([number]) * size for number in range(count)}
-    hub.store.add(MODEL, files)
-    hub.rate, hub.connections = size, 4
-    result = download(client, **{**env, "MODELSCOPE_DOWNLOAD_MAX_RETRIES": "5"})
-    assert result.code == 0, result
-    assert tree(snapshot(client.work)) == files
-    assert 429 in {request.status for request in hub.requests("file")}
 
 
 @pytest.mark.usefixtures("token", "folder")
