@@ -497,7 +497,7 @@ def test_log_gets_a_line_each_ten_seconds_with_the_mean_rate(client: Client, hub
 def test_bar_in_a_terminal_is_one_and_never_passes_its_end(client: Client, hub: Hub) -> None:
     """Neither for a file that is larger than listed."""
     hub.queue("list", lists_big(Size=2_000_000))
-    hub.always("file", faults.slow(1e6), BIG)
+    hub.always("file", faults.slow(5e5), BIG)
     result = on_terminal(client, "download_model.py", MODEL_ID=MODEL)
     assert (result.code, tree(snapshot(client.work))) == (0, FILES)
     assert len(set(percents(result))) > 2

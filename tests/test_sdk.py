@@ -33,7 +33,9 @@ PINS = source("requirements.txt").split()
 # --- names and versions ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("platform", ["win32", "darwin", "linux"])
+@pytest.mark.parametrize(
+    "platform", ["win32", "linux", pytest.param("darwin", marks=pytest.mark.gate)]
+)
 def test_names_of_the_sdk_that_the_scripts_use_exist(platform: str, tmp_path: Path) -> None:
     checked = [*SCRIPTS, *(ROOT / "tests/hub").glob("*.py")]
     options = ["--platform", platform, "--ignore-missing-imports", "--follow-imports", "silent"]
