@@ -10,17 +10,19 @@ from pathlib import Path
 import pytest
 
 from tests.hub import Hub, Store
-from tests.hub.faults import first
+from tests.hub.faults import first, status
 from tests.support.cases import (
     BIG,
     FILES,
     MODEL,
     NO_OVERRIDE,
+    SUCCESS,
     TOTAL,
     TRIED_AGAIN,
     Env,
     assert_failed,
     disk,
+    on_terminal,
     posix,
     snapshot,
     uploaded,
@@ -125,6 +127,17 @@ def test_home_that_cannot_be_written_names_the_variables_to_set(job: Job, client
 # --- Python, its streams and its packages ---------------------------------------------------------
 
 IN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+@posix
+def test_result_of_a_quick_run_begins_a_line_in_a_terminal(
+    job: Job, client: Client, hub: Hub
+) -> None:
+    """A line of the SDK's log may draw the bar just before the end."""
+    if not job.is_upload:
+        hub.queue("file", status(500), file=BIG)  # which the SDK logs
+    result = on_terminal(client, Path(job.command[1]).name)
+    assert ("Upload finished." if job.is_upload else SUCCESS[0]) in result.lines, result
 
 
 @pytest.mark.parametrize("env", [IN_C, {"PYTHONIOENCODING": "cp1252"}], ids=["C", "cp1252"])
