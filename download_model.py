@@ -5,9 +5,8 @@
 # ///
 """Download a model, and optionally a draft model, from ModelScope into a folder.
 
-Meant for image builds: with the files in place, serving needs no network. The SDK does the work;
-exit code 0 means that every file of the revision is there and verified, 1 that the model failed, 2
-that only the draft model did, which may be allowed."""
+Meant for image builds: with the files in place, serving needs no network. Exit code 0 means that
+every file is there and verified, 1 that the model failed, 2 that only the draft model did."""
 
 import argparse
 import contextlib
@@ -62,9 +61,9 @@ except Exception as error:  # no home for this user, a bad setting
 
 DEFAULT_MODEL = "YukinoStuki/Qwen3-4B-Plus-Merged"
 DEFAULT_REVISION = "master"
-MANY_LARGE = 12  # from so many large files on, one stream each is as fast as parts
 PAUSE = min(8, constants.DOWNLOAD_RETRY_MAX_DELAY_SECONDS)  # seconds between two tries
-OUTAGE = 22 * PAUSE  # seconds, some three minutes: how long to keep retrying a dead link
+OUTAGE_SECONDS = 22 * PAUSE  # some three minutes: how long to keep retrying a dead link
+HASHED_AT_ONCE = constants.DOWNLOAD_LOW_SPEED_WINDOW_SECONDS * 2**26  # bytes, of a minute
 TRANSIENT = (requests.RequestException, NetworkError, RateLimitError, ServerError)
 LEFTOVER = re.compile(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$")  # what the SDK adds to a name
 Files = dict[str, FileInfo]  # by name, what the hub lists: size in bytes, sha256
@@ -132,7 +131,7 @@ def report(failed: str, error: Exception) -> None:
 def download(model_id: str, revision: str, cache_dir: str) -> Path:
     """Download a revision of a model below `cache_dir`, verify it, and return its folder's path.
 
-    Raises ValueError for bad names, LookupError for what the hub hasn't, OSError and SDK errors."""
+    Raises ValueError for bad names, LookupError for what the hub lacks, OSError and SDK errors."""
     if not re.fullmatch("[^/]+/[^/]+", model_id) or escapes_folder(model_id):
         raise ValueError(f"not a model id: {model_id!r}; expected OWNER/NAME (see MODEL_ID)")
     if escapes_folder(revision):
@@ -154,7 +153,7 @@ def download(model_id: str, revision: str, cache_dir: str) -> Path:
 
 # --- the model on the hub -------------------------------------------------------------------------
 def escapes_folder(name: str) -> bool:
-    """Tell whether a name could leave the folder that it is joined to, on any system."""
+    """Return whether a name could leave the folder that it is joined to, on any system."""
     path = PureWindowsPath(name)
     return bool(path.anchor) or ".." in path.parts or "\\" in name or not path.parts
 
@@ -162,8 +161,7 @@ def escapes_folder(name: str) -> bool:
 def find_hub(model_id: str) -> Any:
     """Return the API of the site that has the model, or of the default one if none says so."""
     resolve = modelscope_hub.HubApi().resolve_endpoint_for_read
-    default = modelscope_hub.get_default_config().endpoint
-    return modelscope_hub.HubApi(endpoint=ask(lambda: resolve(model_id), otherwise=default))
+    return modelscope_hub.HubApi(endpoint=ask(lambda: resolve(model_id), otherwise=None))
 
 
 def list_files(api: Any, model_id: str, revision: str) -> Files:
@@ -196,8 +194,7 @@ def check_exists(api: Any, model_id: str, revision: str) -> None:
         is_logged_in = modelscope_hub.get_default_config().token
         why = "is not open to this login" if is_logged_in else "is private and needs a token"
         raise LookupError(f"{model_id} does not exist, or {why}") from None
-    names = functools.partial(api.list_repo_revisions, model_id, "model")
-    known = ask(lambda: [each["Revision"] for each in names()], otherwise=[])
+    known = ask(lambda: [r["Revision"] for r in api.list_repo_revisions(model_id, "model")], [])
     if known and revision not in known and not re.fullmatch("[0-9a-f]{7,40}", revision):
         raise LookupError(f"{model_id} has no revision {revision!r}, but {known}") from None
 
@@ -251,9 +248,8 @@ def check_space(folder: Path, missing: int) -> None:
     with contextlib.suppress(OSError):  # some file systems can't tell, and some report 0
         free = shutil.disk_usage(parent).free
     if 0 < free < missing:
-        raise OSError(
-            ENOSPC, f"{missing} bytes are still to come, and {free} are free", str(parent)
-        )
+        cause = f"{missing} bytes are still to come, and {free} are free"
+        raise OSError(ENOSPC, cause, str(parent))
 
 
 def check_folder(folder: Path, files: Files) -> None:
@@ -266,44 +262,42 @@ def check_folder(folder: Path, files: Files) -> None:
 
 # --- the transfer ---------------------------------------------------------------------------------
 def fetch_files(fetch: Any, folder: Path, files: Files) -> None:
-    """Let the SDK download `files`; those that fail are tried in another round while that may help.
-
-    Raises FileDownloadError with the files that failed, each with its cause."""
-    most_bytes, gained_at, rounds_in_vain = count_bytes(folder, files), time.monotonic(), 0
+    """Let the SDK download `files`, again while that may help; raise FileDownloadError if not."""
+    most_bytes, gained_at, idle_rounds = count_bytes(folder, files), time.monotonic(), 0
     remaining, is_first = files, True
     while failed := fetch_round(fetch, folder, remaining, is_first):
-        on_disk, rounds_in_vain = count_bytes(folder, files), rounds_in_vain + 1
+        on_disk, idle_rounds = count_bytes(folder, files), idle_rounds + 1
         if on_disk > most_bytes:
-            gained_at, rounds_in_vain = time.monotonic(), 0
+            gained_at, idle_rounds = time.monotonic(), 0
         # Before the first round, damaged files counted; by now the SDK has deleted them.
         most_bytes = on_disk if is_first else max(on_disk, most_bytes)
-        summary = f"{len(failed)} of {len(files)} files failed"
-        if not may_help(failed, rounds_in_vain, time.monotonic() - gained_at):
-            raise FileDownloadError(summary, failed_files=failed)
-        warn(f"WARNING: {summary}; trying again in {PAUSE} s")
+        if not may_help(failed, idle_rounds, time.monotonic() - gained_at):
+            raise FileDownloadError(
+                f"{len(failed)} of {len(files)} files failed", failed_files=failed
+            )
+        warn(f"WARNING: {len(failed)} of {len(files)} files failed; trying again in {PAUSE} s")
         time.sleep(PAUSE)
         remaining, is_first = {name: files[name] for name in failed}, False
 
 
-def may_help(failed: Failed, rounds_in_vain: int, seconds: float) -> bool:
-    """Tell whether to try again, given how many rounds and seconds have brought nothing new."""
+def may_help(failed: Failed, idle_rounds: int, seconds: float) -> bool:
+    """Return whether to try again, after so many rounds and seconds without progress."""
     causes = [cause.__cause__ or cause for cause in failed.values()]  # the SDK wraps most of them
-    if any(type(cause) is errors.FileIntegrityError for cause in causes):
-        return False  # a digest was wrong in three transfers; a wrong size is a subclass of this
-    if rounds_in_vain == 0:
+    if any(type(cause) is errors.FileIntegrityError for cause in causes):  # no subclass of it:
+        return False  # a digest was wrong in three transfers; a wrong size may be tried again
+    if idle_rounds == 0:
         return True
     others = [cause for cause in causes if not isinstance(cause, TRANSIENT)]
     if any(isinstance(c, OSError) and not isinstance(c, FileNotFoundError) for c in others):
         return False  # the disk failed; a file that is not found was taken by another run
-    is_link_down = len(others) < len(causes)
-    return rounds_in_vain == 1 or (is_link_down and seconds < OUTAGE)
+    return idle_rounds == 1 or (len(others) < len(causes) and seconds < OUTAGE_SECONDS)
 
 
 def fetch_round(fetch: Any, folder: Path, files: Files, is_first: bool) -> Failed:
     """Let the SDK try each of `files`; return those that failed, each with its cause.
 
-    A large file goes on as it has begun. A new one comes in parts where these are faster, but only
-    in the first round, as a proxy may refuse them; else in one stream."""
+    A large file resumes the way it started: in one stream, or in parts. A new one comes in parts
+    where these are faster, but only in the first round, as a proxy may refuse them."""
     on_disk = scan(folder)
     large = {name for name, file in files.items() if file.size > LARGE and name not in on_disk}
     in_stream = {name for name in large if f"{name}.incomplete" in on_disk}
@@ -312,18 +306,19 @@ def fetch_round(fetch: Any, folder: Path, files: Files, is_first: bool) -> Faile
     if is_first and are_parts_faster(folder, len(new)):
         in_parts |= new
     # What has come in one stream is hashed while its connection waits, and the SDK cuts that after
-    # a minute: so these files go first, and only a few at once.
+    # a minute: so these files go first, as many at once as a disk of 67 MB/s reads in that time.
+    most = max((on_disk[f"{name}.incomplete"] for name in in_stream), default=0)
     begun = [files[name] for name in sorted(in_stream)]
-    failed = fetch_some(fetch, begun, in_parts, at_once=2 if is_first else 1)
-    others = [file for name, file in files.items() if name not in in_stream]
+    failed = fetch_some(fetch, begun, in_parts, at_once=HASHED_AT_ONCE // max(1, most))
     # A file in parts takes PARTS_AT_ONCE connections, any other one.
     at_once = max(CONNECTIONS // PARTS_AT_ONCE, CONNECTIONS - len(in_parts) * (PARTS_AT_ONCE - 1))
+    others = [file for name, file in files.items() if name not in in_stream]
     return failed | fetch_some(fetch, others, in_parts, at_once)
 
 
 def are_parts_faster(folder: Path, count: int) -> bool:
-    """Tell whether to fetch `count` large files in parts, by the speed at which the disk writes."""
-    if not 0 < count < MANY_LARGE or PARTS_AT_ONCE > CONNECTIONS:
+    """Return whether `count` large files come faster in parts, by the speed of writing to disk."""
+    if not 0 < count < 12 or PARTS_AT_ONCE > CONNECTIONS:  # many are as fast in one stream each
         return False
     size, block = min(LARGE, 2**27), os.urandom(2**20)  # which no file system can compress
     with contextlib.suppress(OSError):  # the SDK will meet it, too
@@ -334,13 +329,13 @@ def are_parts_faster(folder: Path, count: int) -> bool:
                 file.write(block)
             os.fsync(file.fileno())
             speed = size / (time.perf_counter() - started)
-            return speed > count * 2 * 50e6  # twice what a connection often gets: they are joined
+            return speed > count * 2 * 50e6  # parts are written twice; a connection gives 50 MB/s
     return False
 
 
 def fetch_some(fetch: Any, files: list[FileInfo], in_parts: set[str], at_once: int) -> Failed:
     """Let the SDK download `files`, some at once; return those that failed, each with its cause."""
-    # With a size, the SDK fetches a large file in parts; without one, the digest decides alone.
+    # With a size, the SDK fetches a large file in parts; without one, only the digest is checked.
     sizes = {f.path: f.size or None for f in files if f.path in in_parts or not f.sha256}
     listed = [{"Path": f.path, "Sha256": f.sha256, "Size": sizes.get(f.path)} for f in files]
     try:
@@ -427,11 +422,11 @@ def show_progress(
 ) -> Any:
     """Run `work()` in a thread and return its result; show `done()` of `total` bytes meanwhile."""
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
-    style: Any = {"unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3, "disable": False}
+    style: Any = {"unit": "B", "unit_scale": True, "ascii": True, "disable": False}
     style |= {"leave": total > 0, "smoothing": 0}  # the mean rate, so that an outage shows
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
     future = ThreadPoolExecutor(1).submit(work)
-    with tqdm(desc="Checking", total=total, initial=done(), file=file, **style) as bar:
+    with tqdm(desc="Total", total=total, initial=done(), file=file, **style) as bar:
         for second in itertools.count(1):
             if wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits
                 break

@@ -101,11 +101,11 @@ def main() -> int:
 
 
 class PlainError(Exception):
-    """Shown without its repr: a wrong argument, a missing repo, an upload that is not verified."""
+    """Shown without its repr: a wrong argument, a missing repo, a list that cannot be read."""
 
 
 def check_arguments(repo_id: str, model_dir: str) -> Path:
-    """Return the folder; raise PlainError if it is missing, and warn if key files are."""
+    """Return the folder; raise PlainError if it is missing, and warn if config files are."""
     if not re.fullmatch("[^/]+/[^/]+", repo_id):
         raise PlainError(f"仓库 ID 应为 用户名/仓库名：“{repo_id}”（--repo-id / REPO_ID）")
     folder = Path(model_dir).expanduser()
@@ -139,7 +139,8 @@ def upload(repo_id: str, folder: Path, message: str) -> None:
 class Hub(modelscope_hub.HubApi):
     """The SDK, except that it creates no repo: an upload would create a missing one, public."""
 
-    def create_repo(self, *args: Any, **kwargs: Any) -> None: ...  # type: ignore[override]
+    def create_repo(self, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
+        pass
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -185,7 +186,7 @@ def compute_digest(path: Path) -> str:
 
 # --- the hub's list, and the transfer -------------------------------------------------------------
 def list_repo(api: Hub, repo_id: str) -> list[Any]:
-    """Return what the hub lists, nothing if it can't be read; raise PlainError without a repo."""
+    """Return what the hub lists, [] if it can't be read; raise PlainError if there is no repo."""
     try:
         listed = api.list_repo_files(repo_id, "model")
     except (errors.RateLimitError, errors.RequestTimeoutError):
@@ -200,9 +201,7 @@ def list_repo(api: Hub, repo_id: str) -> list[Any]:
 
 
 def find_missing(listed: list[Any], folder: Path, sizes: Sizes, strict: bool) -> list[str]:
-    """Return the files that the hub lacks or lists otherwise.
-
-    If the hub lists no digest, `strict` counts a file as missing; else its size decides."""
+    """Return what the hub lacks or has with other content; if `strict`, also what has no digest."""
     missing = dict.fromkeys(sizes)
     for file in listed:
         if file.path in sizes and file.sha256:
@@ -228,7 +227,7 @@ def send_files(api: Hub, repo_id: str, folder: Path, message: str, missing: Size
         failures.extend(each for each in record.args or () if isinstance(each, Exception))
         return True
 
-    # A subclass of our bar's; the SDK calls this also where it shows none.
+    # Count the bytes of the SDK's bars, which it updates also where it shows none; ours is another.
     auto.tqdm.update = count  # type: ignore
     logging.getLogger("modelscope_hub.upload").addFilter(keep_failures)
     are_small = max(missing.values()) <= constants.UPLOAD_BLOB_PROGRESS_THRESHOLD_BYTES
@@ -343,11 +342,11 @@ def show_progress(
 ) -> Any:
     """Run `work()` in a thread and return its result; show `done()` of `total` bytes meanwhile."""
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
-    style: Any = {"unit": "B", "unit_scale": True, "ascii": True, "delay": 0.3, "disable": False}
+    style: Any = {"unit": "B", "unit_scale": True, "ascii": True, "disable": False}
     style |= {"leave": total > 0, "smoothing": 0}  # the mean rate, so that an outage shows
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
     future = ThreadPoolExecutor(1).submit(work)
-    with tqdm(desc="Checking", total=total, initial=done(), file=file, **style) as bar:
+    with tqdm(desc="Total", total=total, initial=done(), file=file, **style) as bar:
         for second in itertools.count(1):
             if wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits
                 break

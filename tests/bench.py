@@ -1,11 +1,11 @@
-"""The same work in turn, in one run: our scripts, the SDK's CLI, the plain SDK, aria2c and curl.
+"""The same work in turn: our scripts, and the SDK's own command.
 
 TMPDIR=/dev/shm python -m tests.bench --disk /var/tmp   everything; writes tests/BENCH.md
 python -m tests.bench --only small                      what has "small" in its name; only prints
 python -m tests.bench --size 0.001 --runs 1             a thousandth of the bytes: does it work?
 
-Nothing is asserted. Needs Linux, as it reads /proc. A tool that isn't here has blank cells; rows
-"to a slow disk" need root, and what `tests/support/slow_disk.py` makes one of.
+Nothing is asserted. Needs Linux, as it reads /proc; rows "to a slow disk" need root, and what
+`tests/support/slow_disk.py` makes one of.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.slow_disk import slow_disk, why_none
 MODEL = "bench/model"
 MB = 1_000_000
 CLI = str(Path(sys.executable).parent / "modelscope")
-TOOLS = ("cli", "ours", "sdk", "aria2c", "curl")
+TOOLS = ("cli", "ours")
 subprocess._USE_VFORK = False  # by vfork, a command's peak memory would be at least the hub's
 PAGE = """\
 # How fast it is
@@ -41,17 +41,14 @@ each tool, against the stand-in hub on the same machine. Do not edit.
 
 {note}
 
-| scenario | CLI, s | ours | plain SDK | aria2c | curl | bytes written | peak memory, MB |
-|---|---|---|---|---|---|---|---|
+| scenario | CLI, s | ours | bytes written | peak memory, MB |
+|---|---|---|---|---|
 {rows}
 
 ## How it was measured
 
-- A time is the median of {runs} runs, in wall-clock seconds for the SDK's command (CLI), else as a
-  ratio to it: 0.5 is half its time. A cell is blank where a tool does not do this work.
-- **ours** is `download_model.py` or `upload_model.py`; **plain SDK** is the one call that they
-  make, and nothing else; **aria2c** has 16 connections and checks no digest; **curl** fetches one
-  file after the other, and `sha256sum` follows.
+- A time is the median of {runs} runs, in wall-clock seconds for the SDK's command (CLI). **ours**
+  is that of `download_model.py` or `upload_model.py`, as a ratio to it: 0.5 is half its time.
 - **bytes written**, ours / CLI, for each byte of the model: what a process and its children handed
   to the kernel in write calls (`wchar` in `/proc/PID/io`), on a disk and a RAM disk alike.
 - **peak memory**, ours / CLI: the largest resident set of a process.
@@ -127,9 +124,6 @@ class Bench:
             write_random(path, scenario.size)
         self.bytes = scenario.files * scenario.size
         self.store.add(MODEL, self.files)
-        url = f"{self.hub.url}/api/v1/models/{MODEL}/repo?FilePath="
-        for tool, line in ("aria2c", "{1}{0}\n out={0}\n"), ("curl", "url={1}{0}\noutput={0}\n"):
-            Path(f"{target}.{tool}").write_text("".join(line.format(name, url) for name in names))
         self.env = {"PATH": os.environ["PATH"], "HOME": str(folder / "home")}
         self.env["MODELSCOPE_ENDPOINT"] = self.hub.url
         if scenario.upload:
@@ -160,31 +154,18 @@ class Bench:
                 process.kill()
         wait_until(lambda: not self.hub.open)  # the hub has noticed
 
-    def tools(self) -> list[str]:
-        """Those that do this work and are here; aria2c and curl fetch into an empty folder."""
-        others = not self.scenario.upload and self.scenario.start == "empty"
-        return [*TOOLS[:3], *filter(shutil.which, TOOLS[3:] if others else ())]
-
-    def command(self, tool: str) -> str:
-        python, source, target = sys.executable, self.source, self.target
+    def command(self, tool: str) -> list[object]:
+        verb, place = "download", ["--cache_dir", self.target]
+        options = ["--model_name", MODEL, *place]
         if self.scenario.upload:
-            call = f"HubApi().upload_folder('{MODEL}', '{source}')"
-            ours = f"{ROOT}/upload_model.py --repo-id {MODEL} --model-dir {source}"
-            cli = f"{CLI} upload {MODEL} {source}"
-        else:
-            call = f"snapshot_download('{MODEL}', cache_dir='{target}')"
-            ours = f"{ROOT}/download_model.py --model_name {MODEL} --cache_dir {target}"
-            cli = f"{CLI} download {MODEL} --cache_dir {target}"
-        sdk = f'{python} -c "from modelscope import HubApi, snapshot_download; {call}"'
-        aria2c = f"aria2c -i {target}.aria2c -d {target} -x16 -s16 -k1M -j16 -q"
-        curl = f"sh -c 'cd {target} && curl -sLK {target}.curl && sha256sum *'"
-        commands = {"cli": cli, "ours": f"{python} {ours}", "sdk": sdk}
-        return (commands | {"aria2c": aria2c, "curl": curl})[tool]
+            verb, place = "upload", [self.source]
+            options = ["--repo-id", MODEL, "--model-dir", *place]
+        script = [sys.executable, ROOT / f"{verb}_model.py", *options]
+        return script if tool == "ours" else [CLI, verb, MODEL, *place]
 
     def start(self, tool: str) -> subprocess.Popen[bytes]:
         with (self.folder / "log").open("w") as log:
-            command = ["sh", "-c", f"exec {self.command(tool)}"]
-            return subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
+            return subprocess.Popen(self.command(tool), env=self.env, stdout=log, stderr=log)
 
     def measure(self, tool: str) -> Figure:
         self.prepare(tool)
@@ -211,12 +192,12 @@ def write_random(path: Path, size: int) -> None:
 
 
 def row(name: str, figures: dict[str, list[Figure]]) -> str:
-    """A scenario's line: the time of each tool as a ratio to the CLI's, then bytes and memory."""
+    """A scenario's line: times, then bytes and memory."""
     times = {tool: median(seconds for seconds, _, _ in runs) for tool, runs in figures.items()}
-    ratios = [f"{times[t] / times['cli']:.2f}" if t in times else "" for t in TOOLS[1:]]
     ours, cli = (max(figures[tool], key=lambda figure: figure[1]) for tool in ("ours", "cli"))
-    used = [f"{ours[2]:.1f} / {cli[2]:.1f}", f"{ours[1]:.0f} / {cli[1]:.0f}"]
-    return f"| {' | '.join([name, f'{times[TOOLS[0]]:.2f}', *ratios, *used])} |"
+    cells = [f"{times['cli']:.2f}", f"{times['ours'] / times['cli']:.2f}"]
+    cells += [f"{ours[2]:.1f} / {cli[2]:.1f}", f"{ours[1]:.0f} / {cli[1]:.0f}"]
+    return f"| {' | '.join([name, *cells])} |"
 
 
 @contextlib.contextmanager
@@ -249,8 +230,8 @@ def run(scenario: Scenario, disk: str | None, runs: int) -> dict[str, list[Figur
     ):
         bench = Bench(scenario, Path(folder), target / "files")
         with bench.hub:
-            turns = [{tool: bench.measure(tool) for tool in bench.tools()} for _ in range(runs)]
-        return {tool: [turn[tool] for turn in turns] for tool in bench.tools()}
+            turns = [{tool: bench.measure(tool) for tool in TOOLS} for _ in range(runs)]
+        return {tool: [turn[tool] for turn in turns] for tool in TOOLS}
 
 
 def main() -> None:

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.hub import Fault, Hub, Store, faults
+from tests.hub import Fault, Hub, faults
 from tests.support.cases import (
     BIG,
     FILES,
     MODEL,
     download,
-    in_both_ways,
     lists_big,
     snapshot,
     upload,
@@ -149,35 +148,18 @@ def test_odd_list_ends_truly(client: Client, hub: Hub, name: str) -> None:
 
 @pytest.mark.usefixtures("token", "folder")
 @pytest.mark.parametrize("case", list(cells(UPLOAD_FAULTS, UPLOAD_ROUTES)))
-def test_fault_in_an_upload_ends_truly(client: Client, hub: Hub, store: Store, case: Case) -> None:
-    store.add(MODEL)
+def test_fault_in_an_upload_ends_truly(client: Client, hub: Hub, case: Case) -> None:
+    hub.store.add(MODEL)
     case.set_up(hub)
     result = upload(client, **SHORTER_WAITS)
     assert_ends(result, case.ending, client)
-    assert result.code or uploaded(store) == FILES
+    assert result.code or uploaded(hub.store) == FILES
     assert tree(client.work / "folder") == FILES
 
 
-@in_both_ways
-@pytest.mark.usefixtures("token")
-def test_hub_that_takes_few_connections_is_ridden_out(
-    client: Client, hub: Hub, store: Store, env: dict[str, str]
-) -> None:
-    count, size = (4, 2_500_000) if env else (16, 50_000)
-    files = {f"{number}.bin": bytes([number]) * size for number in range(count)}
-    store.add(MODEL, files)
-    hub.rate, hub.connections = size, 4
-    result = download(client, **{**env, "MODELSCOPE_DOWNLOAD_MAX_RETRIES": "5"})
-    assert result.code == 0, result
-    assert tree(snapshot(client.work)) == files
-    assert 429 in {request.status for request in hub.requests("file")}
-
-
 @pytest.mark.usefixtures("token", "folder")
-def test_hub_that_restarts_during_an_upload_is_ridden_out(
-    client: Client, hub: Hub, store: Store
-) -> None:
-    store.add(MODEL)
+def test_restart_during_an_upload_is_ridden_out(client: Client, hub: Hub) -> None:
+    hub.store.add(MODEL)
     hub.rate = 500_000
     with client.start("upload_model.py", REPO_ID=MODEL, MODEL_DIR="folder") as process:
         wait_until(lambda: hub.received() > 200_000)
@@ -185,4 +167,4 @@ def test_hub_that_restarts_during_an_upload_is_ridden_out(
         hub.rate = None
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, out + err
-    assert uploaded(store) == FILES
+    assert uploaded(hub.store) == FILES

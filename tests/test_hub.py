@@ -53,9 +53,9 @@ def commit(hub: Hub, user: str, *paths: str, content: bytes = b"1") -> tuple[int
 # --- the SDK's own command ----------------------------------------------------------------------
 
 
-def test_private_model_comes_after_a_login(client: Client, store: Store, hub: Hub) -> None:
-    store.add(MODEL, FILES, private=True)
-    token, place = store.add_user("alice"), ["--cache_dir", "cache"]
+def test_private_model_comes_after_a_login(client: Client, hub: Hub) -> None:
+    hub.store.add(MODEL, FILES, private=True)
+    token, place = hub.store.add_user("alice"), ["--cache_dir", "cache"]
     assert client.run("modelscope", "login", "--token", "ms-wrong").code != 0
     assert client.run("modelscope", "download", MODEL, *place).code != 0
     assert client.run("modelscope", "login", "--token", token).code == 0
@@ -70,18 +70,18 @@ def test_private_model_comes_after_a_login(client: Client, store: Store, hub: Hu
 
 @pytest.mark.parametrize("branch", [True, False], ids=["created", "without a branch"])
 def test_folder_goes_up_to_a_new_repo(
-    client: Client, store: Store, hub: Hub, token: str, folder: Path, branch: bool
+    client: Client, hub: Hub, token: str, folder: Path, branch: bool
 ) -> None:
     if branch:
         create = ["modelscope", "create", MODEL, "--repo-type", "model", "--visibility", "private"]
         assert client.run(*create).code == 0
-        assert (uploaded(store), store.models[MODEL].private) == (OWN_FILES, True)
+        assert (uploaded(hub.store), hub.store.models[MODEL].private) == (OWN_FILES, True)
     else:
-        store.create(MODEL, branch=False)
+        hub.store.create(MODEL, branch=False)
         paths = (API, f"{API}/revisions", f"{API}/repo/files")
         assert [get(hub, path, token).status_code for path in paths] == [200, 404, 404]
     assert client.run("modelscope", "upload", MODEL, folder).code == 0
-    assert uploaded(store) == (OWN_FILES if branch else {}) | FILES
+    assert uploaded(hub.store) == (OWN_FILES if branch else {}) | FILES
     assert {request.host for request in hub.requests("blob")} == {"uploads"}
     assert hub.received() == sum(len(c) for n, c in FILES.items() if is_large(n, len(c)))
 
@@ -127,8 +127,8 @@ def test_large_file_is_at_a_signed_address_until_it_expires(hub: Hub, model: str
 
 
 @pytest.mark.parametrize("envelope", [False, True])
-def test_errors_have_the_hub_s_codes(store: Store, hub: Hub, model: str, envelope: bool) -> None:
-    store.add("alice/private", private=True)
+def test_errors_have_the_hub_s_codes(hub: Hub, model: str, envelope: bool) -> None:
+    hub.store.add("alice/private", private=True)
     hub.rules.envelope = envelope
     codes = {"none/revisions": 10010205001, "private/repo/files": 10010200001}
     codes |= {"none/repo/files": 10010205001, "model/repo/files?Revision=main": 10990101004}
@@ -141,8 +141,8 @@ def test_errors_have_the_hub_s_codes(store: Store, hub: Hub, model: str, envelop
     assert [get(hub, path, "ms-revoked").status_code for path in paths] == [200, 200, 401]
 
 
-def test_list_has_every_field_and_may_lack_digests(hub: Hub, store: Store) -> None:
-    store.add(MODEL, FILES | {"empty": b""})
+def test_list_has_every_field_and_may_lack_digests(hub: Hub) -> None:
+    hub.store.add(MODEL, FILES | {"empty": b""})
     found = listed(hub)
     fields = "Path Name Type Size Sha256 IsLFS InCheck Mode Revision CommittedDate"
     assert all(set(file) == set(fields.split()) for file in found.values())
@@ -153,7 +153,7 @@ def test_list_has_every_field_and_may_lack_digests(hub: Hub, store: Store) -> No
     assert all(bool(file["Sha256"]) == file["IsLFS"] for file in listed(hub).values())
 
 
-def test_commits_are_refused_as_a_whole(hub: Hub, store: Store, model: str) -> None:
+def test_commits_are_refused_as_a_whole(hub: Hub, model: str) -> None:
     policy = (400, 10030000001, "commit rejected by repository policy")
     assert commit(hub, "", "a") == (400, 10030000001, "user not logged in")
     assert commit(hub, "bob", "a")[0] == 404
@@ -161,7 +161,7 @@ def test_commits_are_refused_as_a_whole(hub: Hub, store: Store, model: str) -> N
     hub.rules.refuse_unchanged, hub.rules.commits = True, 1
     refused = commit(hub, "alice", "config.json", content=FILES["config.json"])
     assert refused == (400, 400, "A file with this name already exists: config.json")
-    assert uploaded(store) == FILES
+    assert uploaded(hub.store) == FILES
     assert [commit(hub, "alice", name)[1] for name in "ab"] == [200, "E1021"]
 
 

@@ -72,9 +72,7 @@ def run_job(request: pytest.FixtureRequest, client: Client, store: Store) -> Run
     return run
 
 
-def test_upload_job_goes_on_without_a_draft_but_not_without_a_model(
-    run_job: RunJob, store: Store
-) -> None:
+def test_upload_job_needs_the_model_but_not_the_draft(run_job: RunJob, store: Store) -> None:
     result = run_job()
     assert (result.code, result.lines[-1]) == (0, f"draft: {SMALLER}."), result
     assert uploaded(store, OWN) == {"config.json": b"{}"}
@@ -103,7 +101,7 @@ def fingerprint(client: Client) -> Callable[..., Result]:
     return lambda **env: client.run("python", ROOT / FINGERPRINT, **names | env)
 
 
-def test_fingerprint_changes_with_each_model_and_each_revision_but_not_with_a_card(
+def test_fingerprint_changes_with_a_model_not_its_card(
     client: Client, store: Store, token: str, fingerprint: Callable[..., Result]
 ) -> None:
     def state(**env: str) -> str:
@@ -133,7 +131,7 @@ def test_fingerprint_finds_a_model_that_only_the_international_site_has(real: Re
 
 
 @pytest.mark.parametrize("missing", [MODEL, DRAFT])
-def test_fingerprint_without_a_list_fails_with_the_cause(
+def test_fingerprint_fails_without_a_list(
     store: Store, missing: str, fingerprint: Callable[..., Result]
 ) -> None:
     for name in {MODEL, DRAFT} - {missing}:

@@ -10,16 +10,19 @@ from pathlib import Path
 import pytest
 
 from tests.hub import Hub, Store
-from tests.hub.faults import first
+from tests.hub.faults import first, status
 from tests.support.cases import (
     BIG,
     FILES,
     MODEL,
     NO_OVERRIDE,
+    SUCCESS,
     TOTAL,
     TRIED_AGAIN,
+    Env,
     assert_failed,
     disk,
+    on_terminal,
     posix,
     snapshot,
     uploaded,
@@ -71,16 +74,13 @@ def job(
 
 
 only_download = pytest.mark.parametrize("job", ["download"], indirect=True)
-only_upload = pytest.mark.parametrize("job", ["upload"], indirect=True)
 
 
 # --- disks and rights -----------------------------------------------------------------------------
 
 
 @only_download
-def test_disk_that_fills_up_fails_and_the_next_run_goes_on(
-    job: Job, client: Client, hub: Hub
-) -> None:
+def test_full_disk_fails_and_the_next_run_goes_on(job: Job, client: Client, hub: Hub) -> None:
     with disk(client.work / "disk", "4m") as cache:
         other = cache / "other"
         hub.queue("file", first(lambda: other.write_bytes(bytes(2_000_000))), file=BIG)
@@ -109,20 +109,12 @@ def test_quota_that_is_used_up_ends_a_run_at_once_in_which_nothing_came(job: Job
 @posix
 @only_download
 @pytest.mark.parametrize("place", ["", "models/alice--model/snapshots/master"])
-def test_folder_that_cannot_be_written_fails_with_its_path(
-    job: Job, client: Client, place: str
-) -> None:
+def test_unwritable_folder_fails_with_its_path(job: Job, client: Client, place: str) -> None:
     closed = client.work / "cache" / place
     closed.mkdir(parents=True)
     closed.chmod(0o555)
     result = job.run("--cache_dir", "cache", before=NO_OVERRIDE)
     assert_failed(result, "PermissionError(13, 'Permission denied')", str(closed))
-
-
-@only_upload
-def test_folder_of_an_unknown_user_fails(job: Job, hub: Hub) -> None:
-    assert_failed(job.run("--model-dir", "~nouser/x"), "ERROR: ")
-    assert hub.log == []
 
 
 @posix
@@ -137,23 +129,25 @@ def test_home_that_cannot_be_written_names_the_variables_to_set(job: Job, client
 IN_C = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.parametrize("env", [IN_C, {"PYTHONIOENCODING": "cp1252"}], ids=["C", "cp1252"])
-def test_terminal_without_chinese_gets_escapes(
-    job: Job, client: Client, env: dict[str, str]
+@posix
+def test_result_of_a_quick_run_begins_a_line_in_a_terminal(
+    job: Job, client: Client, hub: Hub
 ) -> None:
+    """A line of the SDK's log may draw the bar just before the end."""
+    if not job.is_upload:
+        hub.queue("file", status(500), file=BIG)  # which the SDK logs
+    result = on_terminal(client, Path(job.command[1]).name)
+    assert ("Upload finished." if job.is_upload else SUCCESS[0]) in result.lines, result
+
+
+@pytest.mark.parametrize("env", [IN_C, {"PYTHONIOENCODING": "cp1252"}], ids=["C", "cp1252"])
+def test_ascii_terminal_gets_escapes(job: Job, client: Client, env: Env) -> None:
     lay(client.work / "模型", FILES | {"模型.pem": b"1"})  # to be warned about
     result = job.run("--model-dir" if job.is_upload else "--cache_dir", "模型", **env)
     assert result.code == 0, result
     assert (result.out + result.err).isascii()
     assert "\\u" in result.out + result.err
     assert job.is_upload or tree(snapshot(client.work / "模型")) == FILES
-
-
-def test_python_without_docstrings_and_asserts_is_enough(job: Job, client: Client) -> None:
-    job.check(client.run(sys.executable, "-OO", job.command[1]))
-    usage = job.run("-h", PYTHONOPTIMIZE="2")
-    assert (usage.code, usage.err) == (0, "")
-    assert "ModelScope" in usage.out
 
 
 def test_torch_is_not_imported(job: Job, client: Client) -> None:
@@ -164,9 +158,7 @@ def test_torch_is_not_imported(job: Job, client: Client) -> None:
 
 
 @pytest.mark.timeout(40)  # a line that is kept back hangs
-def test_lines_of_both_streams_come_in_order_and_at_once(
-    job: Job, client: Client, hub: Hub
-) -> None:
+def test_lines_of_both_streams_come_at_once_in_order(job: Job, client: Client, hub: Hub) -> None:
     lay(snapshot(client.work), {"old.safetensors": b"1"})
     lay(client.work / "folder", {".env": b"secret"})
     release, patient = threading.Event(), {"MODELSCOPE_REPO_TREE_PAGE_TIMEOUT_SECONDS": "600"}
@@ -180,10 +172,6 @@ def test_lines_of_both_streams_come_in_order_and_at_once(
         expected = ["Using", "WARNING", "Model download s", "Resolved", "[spec] Do", "[spec] Dr"]
     lines = [line for line in lines if line.startswith(tuple(expected))]
     assert [line[: len(word)] for line, word in zip(lines, expected, strict=True)] == expected
-
-
-def test_parent_without_a_home_is_enough(job: Job) -> None:
-    job.check(job.run(HOME=None, **HOMES))
 
 
 def test_sdk_that_cannot_start_is_not_said_to_be_missing(job: Job) -> None:
@@ -202,7 +190,7 @@ def has_moved(hub: Hub) -> bool:
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_in_a_transfer_is_one_line_within_two_seconds(
+def test_signal_is_one_line_within_two_seconds(
     job: Job, client: Client, hub: Hub, number: int
 ) -> None:
     hub.rate = 500_000

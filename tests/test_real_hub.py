@@ -12,6 +12,7 @@ from tests.support.cases import (
     FILES,
     MODEL,
     TOTAL,
+    Env,
     assert_downloaded,
     assert_failed,
     assert_uploaded,
@@ -21,9 +22,6 @@ from tests.support.cases import (
 )
 from tests.support.client import Client, lay
 from tests.support.real_hub import STORAGE, UPLOADS, RealHub
-
-Env = dict[str, str]
-
 
 # --- at its real names ----------------------------------------------------------------------------
 
@@ -66,9 +64,7 @@ def test_token_in_a_header_stays_away_from_the_storage_host(real: RealHub) -> No
 
 
 @pytest.mark.parametrize("code", [200, 403, 500])
-def test_upload_gives_the_token_to_its_two_hosts_whatever_the_probe_says(
-    real: RealHub, code: int
-) -> None:
+def test_upload_gives_the_token_to_its_two_hosts_only(real: RealHub, code: int) -> None:
     real.cn.store.add(MODEL)
     lay(real.client.work / "folder", FILES)
     if code != 200:
@@ -94,9 +90,9 @@ def test_repo_that_neither_site_has_is_not_created(real: RealHub, code: int, wor
 
 
 @pytest.mark.parametrize("which", ["empty", "small"])
-def test_file_without_a_digest_comes(client: Client, store: Store, hub: Hub, which: str) -> None:
+def test_file_without_a_digest_comes(client: Client, hub: Hub, which: str) -> None:
     files = FILES | {"nested/empty": b""}
-    store.add(MODEL, files)
+    hub.store.add(MODEL, files)
     hub.rules.no_digest = which
     assert_downloaded(client, download(client), files)
 

@@ -41,20 +41,16 @@ def both(client: Client, store: Store, **env: str | None) -> None:
 
 @pytest.mark.parametrize("login", ["token", "stored"])
 @pytest.mark.usefixtures("folder")
-def test_netrc_replaces_neither_a_token_nor_a_stored_login(
-    client: Client, store: Store, hub: Hub, token: str, login: str
-) -> None:
+def test_netrc_replaces_no_login(client: Client, hub: Hub, token: str, login: str) -> None:
     """huggingface/huggingface_hub#2765: `requests` prefers a login of ~/.netrc to a token."""
     assert client.run("modelscope", "login", "--token", token).code == 0
     hub.log.clear()
     (client.home / ".netrc").write_text("machine 127.0.0.1 login alice password wrong\n")
-    both(client, store, MODELSCOPE_API_TOKEN=token if login == "token" else None)
+    both(client, hub.store, MODELSCOPE_API_TOKEN=token if login == "token" else None)
     assert not any(str(r.headers.get("Authorization")).startswith("Basic") for r in hub.log)
 
 
-def test_model_folder_below_the_home_of_the_sdk_goes_up(
-    client: Client, store: Store, token: str
-) -> None:
+def test_model_folder_below_the_sdk_home_goes_up(client: Client, store: Store, token: str) -> None:
     """kubeflow/mcp-server#33: the home can't be written, and there is one volume for all."""
     lay(client.work, {"home": b"a file, so that no rights help"})
     lay(client.work / "volume/models/mine", FILES)
@@ -78,7 +74,7 @@ def test_home_that_cannot_be_used_is_no_reason_to_fail_without_a_token(client: C
 
 @pytest.mark.parametrize(("code", "probes"), [(429, []), (500, ["info", "revisions"])])
 @pytest.mark.usefixtures("model")
-def test_hub_that_says_come_back_in_an_hour_is_not_waited_for(
+def test_hub_is_not_waited_for_an_hour(
     client: Client, hub: Hub, code: int, probes: list[str]
 ) -> None:
     """huggingface/huggingface_hub#3342: `Retry-After: 3600`, and the run hangs for hours."""
@@ -163,12 +159,12 @@ def test_disk_without_locks_shows_the_error_and_works_without_them(client: Clien
 
 
 @pytest.mark.usefixtures("token")
-def test_old_shards_that_the_repo_keeps_are_named(client: Client, store: Store, hub: Hub) -> None:
+def test_old_shards_that_the_repo_keeps_are_named(client: Client, hub: Hub) -> None:
     """Blaizzard/mlx-vlm#1464: a server that goes by the old index loads the old shards."""
     index = "model.safetensors.index.json"
     weights = ["q/old.gguf", "old.bin", "old.pt", "old.pth"]
     old = dict.fromkeys([*FILES, index, *weights, "old.txt", ".gitattributes"], b"1")
-    store.add(MODEL, old)
+    hub.store.add(MODEL, old)
     lay(client.work / "folder", {"config.json": b"{}", "model.safetensors": FILES[BIG]})
     for _ in range(2):
         hub.log.clear()
@@ -178,15 +174,15 @@ def test_old_shards_that_the_repo_keeps_are_named(client: Client, store: Store, 
         expected = {index, *weights, BIG, BIG.replace("2-of", "1-of")}
         assert set(re.findall("'(.+?)'", named)) == expected
     assert not any(map(hub.requests, ("batch", "blob", "commit")))
-    assert uploaded(store) == old | tree(client.work / "folder")
+    assert uploaded(hub.store) == old | tree(client.work / "folder")
 
 
 @pytest.mark.usefixtures("token")
-def test_git_lfs_pointer_is_not_taken_for_weights(client: Client, store: Store, hub: Hub) -> None:
+def test_git_lfs_pointer_is_not_taken_for_weights(client: Client, hub: Hub) -> None:
     """huggingface/diffusers#13559: a clone without git-lfs has pointers in place of the files."""
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:%064d\nsize 2560000\n" % 7
     lay(client.work / "folder", FILES | {BIG: pointer})
-    store.add(MODEL)
+    hub.store.add(MODEL)
     result = upload(client)
     assert_failed(result, "ERROR: 上传失败：", "git-lfs", BIG)
     assert not any(map(hub.requests, ("batch", "blob", "commit")))

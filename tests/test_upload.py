@@ -41,7 +41,6 @@ DONE = ["Uploading folder: {}  -->  " + MODEL, "Upload finished."]
 SOON = {"MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS": "1"}  # how long the list is waited for
 ONCE = {"MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS": "1"}  # a refusal that stays is soon told
 HOUR = status(429, Retry_After="3600")
-PTY = (sys.executable, "-c", "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)")
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +97,7 @@ def test_options_win_over_variables(client: Client, hub: Hub, repo: Model, token
 
 
 @pytest.mark.parametrize("value", ["{}\r\n", ' "{}" \r', "'{}'"])
-def test_white_space_and_quotes_around_any_value_go(
+def test_white_space_and_quotes_around_values_go(
     client: Client, store: Store, token: str, value: str
 ) -> None:
     """modelscope/facechain#184 had quotes; `test_download.py` names the others."""
@@ -221,11 +220,11 @@ SOURCES = ["--token", "MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN", "login"]
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("blank", [None, " \n"])
 def test_token_comes_from_the_first_source_that_has_one(
-    client: Client, store: Store, hub: Hub, token: str, source: str, blank: str | None
+    client: Client, hub: Hub, token: str, source: str, blank: str | None
 ) -> None:
     """Sources before this one are blank or unset, those after it hold the token of another."""
     tokens = dict.fromkeys(SOURCES, blank) | {source: token}
-    tokens |= dict.fromkeys(SOURCES[SOURCES.index(source) + 1 :], store.add_user("bob"))
+    tokens |= dict.fromkeys(SOURCES[SOURCES.index(source) + 1 :], hub.store.add_user("bob"))
     assert client.run("modelscope", "login", "--token", tokens.pop("login")).code == 0
     hub.log.clear()
     option = tokens.pop("--token")
@@ -233,7 +232,7 @@ def test_token_comes_from_the_first_source_that_has_one(
     succeeded(result)
     assert {request.token for request in hub.log} == {token}
     assert warnings(result) == ([NO_TOKEN] if source == "login" else [])
-    assert uploaded(store) == FILES
+    assert uploaded(hub.store) == FILES
 
 
 def test_without_a_token_it_warns_tries_and_hints(client: Client, hub: Hub) -> None:
@@ -302,9 +301,7 @@ def test_change_is_sent_where_no_digest_is_listed(client: Client, hub: Hub, fold
     assert_uploaded(hub.store, upload(client), tree(folder))
 
 
-def test_folder_beyond_the_limit_of_commits_is_through_after_some_runs(
-    client: Client, hub: Hub, repo: Model
-) -> None:
+def test_limit_of_commits_takes_some_runs(client: Client, hub: Hub, repo: Model) -> None:
     """modelscope/modelscope#1793: 429 E1021, and nobody is told how many are allowed."""
     files = {f"{i % 7}/{i}.txt": str(i).encode() for i in range(450)}
     lay(client.work / "many", files)
@@ -318,15 +315,15 @@ def test_folder_beyond_the_limit_of_commits_is_through_after_some_runs(
     assert len(repo.messages) == 3
 
 
-def test_missing_repo_is_an_error_with_a_remedy(client: Client, hub: Hub, store: Store) -> None:
+def test_missing_repo_is_an_error_with_a_remedy(client: Client, hub: Hub) -> None:
     result = upload(client, "--repo-id", "alice/new")
     assert_failed(result, "仓库 alice/new 不存在", "30 天")  # when a login ends
     assert nothing_sent(hub)
     (command,) = re.findall("^modelscope create .+$", result.err, re.MULTILINE)
     assert client.run(*shlex.split(command)).code == 0
-    assert store.models["alice/new"].private
+    assert hub.store.models["alice/new"].private
     assert upload(client, "--repo-id", "alice/new").code == 0
-    assert uploaded(store, "alice/new") == OWN_FILES | FILES
+    assert uploaded(hub.store, "alice/new") == OWN_FILES | FILES
 
 
 @pytest.mark.parametrize("fault", [status(401), status(500), refuse])
@@ -352,14 +349,6 @@ def test_throttled_probe_is_given_up(client: Client, hub: Hub) -> None:
     succeeded(result)
     assert result.seconds < 30  # of which the probe has 5
     assert uploaded(hub.store) == FILES
-
-
-@pytest.mark.parametrize("private", [True, False])
-def test_read_only_token_fails_and_is_told(client: Client, store: Store, private: bool) -> None:
-    store.add("bob/model", private=private)
-    cause = "仓库 bob/model 不存在" if private else "上传失败：PermissionDeniedError('no write perm"
-    assert_failed(upload(client, "--repo-id", "bob/model"), cause)
-    assert uploaded(store, "bob/model") == {}
 
 
 @pytest.mark.parametrize(
@@ -406,12 +395,6 @@ def test_wrong_size_beside_the_right_digest_is_no_failure(client: Client, hub: H
     assert uploaded(hub.store) == FILES
 
 
-def test_commit_against_the_policy_fails_with_the_cause(client: Client, hub: Hub) -> None:
-    hub.rules.refused = r"nested/.*"
-    result = upload(client, **ONCE)
-    assert_failed(result, "上传失败：", "commit rejected by repository policy")
-
-
 @pytest.mark.parametrize("lag", [0.2, 4])
 def test_list_that_lags_is_waited_for(client: Client, hub: Hub, lag: float) -> None:
     hub.rules.lag = lag
@@ -451,9 +434,7 @@ def test_file_that_changes_meanwhile_is_no_false_success(
     assert result.code == 1 or uploaded(hub.store) == tree(folder)
 
 
-def test_file_that_vanishes_after_it_was_sent_is_told(
-    client: Client, hub: Hub, folder: Path
-) -> None:
+def test_file_that_vanishes_once_sent_is_told(client: Client, hub: Hub, folder: Path) -> None:
     """A trainer removes old checkpoints."""
     path = folder / "nested/vocab.txt"
     hub.queue("commit", lambda answer: (answer(), path.unlink())[0])
@@ -462,7 +443,7 @@ def test_file_that_vanishes_after_it_was_sent_is_told(
     assert "Will retry automatically" not in result.err  # the SDK's advice on wrong digests
 
 
-def test_file_that_grows_meanwhile_is_said_to_belong_elsewhere(
+def test_file_that_grows_is_said_to_belong_elsewhere(
     client: Client, hub: Hub, folder: Path
 ) -> None:
     """rclone/rclone#3029: `> upload.log`, in the folder itself."""
@@ -483,13 +464,11 @@ def test_change_after_the_check_does_not_matter(client: Client, hub: Hub, folder
 
 
 @posix
-def test_terminal_shows_one_bar_that_moves_within_a_file(
-    client: Client, store: Store, hub: Hub
-) -> None:
+def test_terminal_shows_one_bar_that_moves_within_a_file(client: Client, hub: Hub) -> None:
     lay(client.work / "folder", {BIG: FILES[BIG] * 5})
     hub.rate = 2_500_000
     hub.queue("blob", status(500))  # it is sent twice, yet counts no more than 100 %
-    store.add(MODEL, FILES | {"old.bin": b"1"})  # to be warned of, when the bar has been drawn
+    hub.store.add(MODEL, FILES | {"old.bin": b"1"})  # to be warned of, when the bar has been drawn
     result = on_terminal(client, "upload_model.py", REPO_ID=MODEL, MODEL_DIR="folder")
     assert result.code == 0, result
     (warning,) = (line for line in result.lines if "old.bin" in line)
@@ -503,13 +482,11 @@ def test_terminal_shows_one_bar_that_moves_within_a_file(
 
 
 @pytest.mark.gate
-@pytest.mark.parametrize("wrapper", [(), PTY], ids=["log", "terminal of no size"])
-def test_log_moves_within_a_file(client: Client, hub: Hub, wrapper: tuple[str, ...]) -> None:
+def test_log_moves_within_a_file(client: Client, hub: Hub) -> None:
     """kserve/kserve#6016: for minutes the log of a job says nothing, as a bar is for terminals."""
     lay(client.work / "folder", {BIG: FILES[BIG] * 5})
     hub.rate = 600_000
-    result = upload_by(client, *wrapper)
+    result = upload(client)
     assert result.code == 0
-    line = r"^Total: +(\d+)%\|.*\[00:[12]\d<.*B/s\]$"
-    shown = re.findall(line, result.out + result.err, re.MULTILINE)
-    assert len(shown) == len(set(shown)) == (result.out + result.err).count("%|") == 2
+    shown = re.findall(r"^Total: +(\d+)%\|.*\[00:[12]\d<.*B/s\]$", result.err, re.MULTILINE)
+    assert len(shown) == len(set(shown)) == result.err.count("%|") == 2

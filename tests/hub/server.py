@@ -85,7 +85,6 @@ class Hub:
     _: KW_ONLY
     latency: float = 0  # seconds before each answer
     rate: float | None = None  # bytes a second for each connection
-    connections: int = 0  # file transfers at once, beyond which the answer is 429; 0: no limit
     tls: ssl.SSLContext | None = None  # for HTTPS; its addresses have no port then
     names: Mapping[str, str] = field(default_factory=LOOPBACK.copy)  # no name: the hub itself
     rules: Rules = field(default_factory=Rules)
@@ -96,7 +95,6 @@ class Hub:
     expired: set[str] = field(default_factory=set)
     late: dict[tuple[str, str], tuple[float, dict[str, Blob] | None]] = field(default_factory=dict)
     open: set[socket.socket] = field(default_factory=set)
-    busy: int = 0  # file transfers
     stopped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -249,17 +247,11 @@ class Connection(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         route = routes.find(hub, request)
-        transfer = request.route == "file" and request.method == "GET"
         with hub.lock:
             hub.log.append(request)
-            hub.busy += transfer
-        try:
-            response = self.answer(request, route)
-            request.status = response.status
-            self.deliver(request, response)
-        finally:
-            with hub.lock:
-                hub.busy -= transfer
+        response = self.answer(request, route)
+        request.status = response.status
+        self.deliver(request, response)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_request
 
@@ -302,8 +294,6 @@ class Connection(BaseHTTPRequestHandler):
             return Response(404)
         fault = hub.next_fault(request)
         time.sleep(hub.latency)
-        if request.route == "file" and 0 < hub.connections < hub.busy:
-            return Response(429, headers={"Retry-After": "1"})
         self.read_body(request)
         return fault(route) if fault else route()
 

@@ -29,6 +29,7 @@ FILES = {
 SMALL = {"config.json": b"{}"}
 SIZE = len(FILES[BIG])
 TOTAL = sum(map(len, FILES.values()))
+Env = dict[str, str]
 SUCCESS = ["Model download successful!", "Resolved model_dir: {}"]
 TRIED_AGAIN = "trying again"  # what the download says of another try
 SLOW_DISK = "import os, time; os.fsync = lambda file: time.sleep(4)"  # for `client.at_start`
