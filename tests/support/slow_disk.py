@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,7 @@ def why_none() -> str:
 @contextlib.contextmanager
 def slow_disk(size: int, rate: int = RATE) -> Iterator[Path]:
     """A folder with room for `size` bytes, which takes and gives `rate` bytes a second."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # all is put back then, too
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="slow-", dir=MEMORY)))
         with (image := folder / "image").open("wb") as file:
