@@ -42,6 +42,7 @@ RUN --mount=type=cache,id=modelscope,target=/build/unfinished,sharing=locked \
 FROM ${SERVE_IMAGE} AS serve
 # Ten layers, as registries limit the size of one; those that change with the draft come last.
 # The owner is one without a name: Docker 20.10 writes the name into a layer, others do not.
+# Without --link, which breaks Docker 20.10 and buildah before 1.41.
 COPY --from=download --chown=65530:65530 /layers/1/ /
 COPY --from=download --chown=65530:65530 /layers/2/ /
 COPY --from=download --chown=65530:65530 /layers/3/ /
