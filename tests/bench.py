@@ -255,9 +255,10 @@ def main() -> None:
             print(rows[-1], flush=True)
     if not rows:
         return
-    worst = "{:.2f} ({}, {})".format(*max(spreads))
+    spread = "{:.2f} ({}, {})".format(*max(spreads))
     packages = ", ".join(f"{name} {version(name)}" for name in ("modelscope", "modelscope-hub"))
-    note = f"{packages}, {os.cpu_count()} cores. Slowest to fastest run, at the worst: {worst}."
+    note = f"{packages}, {os.cpu_count()} cores. "
+    note += f"Widest spread between runs, slowest / fastest: {spread}."
     print(note)
     if args.disk and not args.only and args.size == 1 and args.runs >= 3:
         page = PAGE.format(note=note, rows="\n".join(rows), runs=args.runs)
