@@ -222,7 +222,7 @@ def break_off(clone: Clone, hub: Hub, store: Store, number: signal.Signals) -> d
     os.killpg(build.pid, number)
     build.communicate()
     hub.rate = None
-    wait_until(lambda: not hub.busy)
+    wait_until(lambda: not hub.open)
     kept = clone.docker.kept("alice/broken")
     assert kept
     assert token.encode() not in b"".join(kept)
