@@ -4,11 +4,9 @@ TMPDIR=/dev/shm python -m tests.bench --disk /var/tmp   everything; writes tests
 python -m tests.bench --only small                      what has "small" in its name; only prints
 python -m tests.bench --size 0.001 --runs 1             a thousandth of the bytes: does it work?
 
-Nothing is asserted. Needs Linux, as it reads /proc; rows "to a slow disk" need root, and what
-`tests/support/slow_disk.py` makes one of.
+Nothing is asserted. Rows "to a slow disk" need Linux, root, and what `tests/support/slow_disk.py`
+makes one of.
 """
-
-from __future__ import annotations
 
 import argparse
 import contextlib
@@ -32,7 +30,6 @@ MODEL = "bench/model"
 MB = 1_000_000
 CLI = str(Path(sys.executable).parent / "modelscope")
 TOOLS = ("cli", "ours")
-subprocess._USE_VFORK = False  # by vfork, a command's peak memory would be at least the hub's
 PAGE = """\
 # How fast it is
 
@@ -41,17 +38,14 @@ each tool, against the stand-in hub on the same machine. Do not edit.
 
 {note}
 
-| scenario | CLI, s | ours | bytes written | peak memory, MB |
-|---|---|---|---|---|
+| scenario | CLI, s | ours |
+|---|---|---|
 {rows}
 
 ## How it was measured
 
 - A time is the median of {runs} runs, in wall-clock seconds for the SDK's command (CLI). **ours**
   is that of `download_model.py` or `upload_model.py`, as a ratio to it: 0.5 is half its time.
-- **bytes written**, ours / CLI, for each byte of the model: what a process and its children handed
-  to the kernel in write calls (`wchar` in `/proc/PID/io`), on a disk and a RAM disk alike.
-- **peak memory**, ours / CLI: the largest resident set of a process.
 - "50 MB/s" is the hub's limit for a connection, "50 ms" its wait before an answer. Files come to a
   RAM disk, unless a row says "to a disk", or "to a slow disk": one that the kernel holds to
   125 MB/s, as many a cloud volume is, while at most 32 MB wait in memory to be written. "half way":
@@ -104,9 +98,6 @@ SCENARIOS = [
     Scenario("upload 60 small files, 50 ms", 60, 10_000, latency=0.05, upload=True),
     Scenario("upload 1000 small files, half there", 1000, 1000, start="half", upload=True),
 ]
-
-
-Figure = tuple[float, float, float]  # seconds, MB of memory, bytes written for each of the model
 
 
 class Bench:
@@ -167,20 +158,14 @@ class Bench:
         with (self.folder / "log").open("w") as log:
             return subprocess.Popen(self.command(tool), env=self.env, stdout=log, stderr=log)
 
-    def measure(self, tool: str) -> Figure:
+    def measure(self, tool: str) -> float:
+        """Return the seconds that a run takes."""
         self.prepare(tool)
         started = time.monotonic()
-        process = self.start(tool)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its counters stay for now
-        seconds = time.monotonic() - started
-        counters = Path(f"/proc/{process.pid}/io").read_text().split()
-        written = int(counters[counters.index("wchar:") + 1])
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+        if self.start(tool).wait():
             log = (self.folder / "log").read_text()[-2000:]
             raise RuntimeError(f"{tool} failed at {self.scenario.name}: {log}")
-        return seconds, usage.ru_maxrss / 1000, written / self.bytes
+        return time.monotonic() - started
 
 
 def write_random(path: Path, size: int) -> None:
@@ -189,15 +174,6 @@ def write_random(path: Path, size: int) -> None:
     with path.open("wb") as file:
         for start in range(0, size, MB):
             file.write(block[: size - start])
-
-
-def row(name: str, figures: dict[str, list[Figure]]) -> str:
-    """A scenario's line: times, then bytes and memory."""
-    times = {tool: median(seconds for seconds, _, _ in runs) for tool, runs in figures.items()}
-    ours, cli = (max(figures[tool], key=lambda figure: figure[1]) for tool in ("ours", "cli"))
-    cells = [f"{times['cli']:.2f}", f"{times['ours'] / times['cli']:.2f}"]
-    cells += [f"{ours[2]:.1f} / {cli[2]:.1f}", f"{ours[1]:.0f} / {cli[1]:.0f}"]
-    return f"| {' | '.join([name, *cells])} |"
 
 
 @contextlib.contextmanager
@@ -222,7 +198,7 @@ def why_not(scenario: Scenario, disk: str | None) -> str:
     return "" if disk or scenario.target != "disk" else "--disk names none"
 
 
-def run(scenario: Scenario, disk: str | None, runs: int) -> dict[str, list[Figure]]:
+def run(scenario: Scenario, disk: str | None, runs: int) -> dict[str, list[float]]:
     """Run each tool `runs` times, in turn."""
     with (
         tempfile.TemporaryDirectory(prefix="bench-") as folder,
@@ -249,9 +225,10 @@ def main() -> None:
             print(f"{scenario.name}: skipped, {reason}")
         else:
             scenario.size = max(1, int(scenario.size * args.size))
-            figures = run(scenario, args.disk, args.runs)
-            spreads += [(max(f)[0] / min(f)[0], t, scenario.name) for t, f in figures.items()]
-            rows.append(row(scenario.name, figures))
+            times = run(scenario, args.disk, args.runs)
+            spreads += [(max(t) / min(t), tool, scenario.name) for tool, t in times.items()]
+            cli, ours = (median(times[tool]) for tool in TOOLS)
+            rows.append(f"| {scenario.name} | {cli:.2f} | {ours / cli:.2f} |")
             print(rows[-1], flush=True)
     if not rows:
         return
