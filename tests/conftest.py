@@ -1,7 +1,5 @@
 """Each test has a hub of its own, and runs the scripts as their users do: as processes."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator

@@ -115,7 +115,7 @@ def test_what_comes_down_is_loaded_without_a_network_also_after_going_up(clone: 
 
 def test_table_of_options_is_that_of_the_scripts(client: Client) -> None:
     rows = [row for row in table(README, "`download_model.py`") if row[0].startswith("`--")]
-    helps = [client.run(script, "-h", COLUMNS="200").out for script in SCRIPTS]
+    helps = [client.run("python", ROOT / script, "-h", COLUMNS="200").out for script in SCRIPTS]
     options = [option for text in helps for option in text.split("\n  --")[1:]]
     assert len(options) == 7 + 4
     assert [codes(row[0]) for row in rows] == [[f"--{each.split()[0]}"] for each in options]

@@ -1,7 +1,5 @@
 """What others have recorded of the real hub, met by both scripts; `README.md` has the sources."""
 
-from __future__ import annotations
-
 import pytest
 
 from tests.hub import Hub, Store
@@ -113,7 +111,8 @@ def test_range_comes_with_either_code(client: Client, hub: Hub, env: Env, partia
     hub.rules.partial = partial
     hub.queue("file", short(100_000), file=BIG)
     assert_downloaded(client, download(client, **env))
-    assert (hub.sent(), len(hub.requests("file", BIG))) == (TOTAL, 4 if env else 2)
+    codes = [request.status for request in hub.requests("file", BIG)]
+    assert (hub.sent(), len(codes), 206 in codes) == (TOTAL, 4 if env else 2, partial)
 
 
 @pytest.mark.usefixtures("folder", "token")

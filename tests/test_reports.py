@@ -1,7 +1,5 @@
 """Cases after public bug reports, each named in its test: a plainer script meets them too."""
 
-from __future__ import annotations
-
 import errno
 import re
 import sys

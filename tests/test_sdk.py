@@ -1,7 +1,5 @@
 """The SDK: its names, its versions, a machine without it, and its own command."""
 
-from __future__ import annotations
-
 import re
 import shlex
 import shutil

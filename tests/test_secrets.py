@@ -1,7 +1,5 @@
 """What is never shown and never sent where it doesn't belong: tokens, passwords, signatures."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

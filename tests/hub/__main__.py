@@ -8,8 +8,6 @@ The commands find the hub's address and a token, ms-your-token, in their environ
 and write everything. When it ends, the hub forgets what was uploaded.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import signal

@@ -141,21 +141,13 @@ def corrupt(answer: Answer) -> Response:
     return changed(lambda body: bytes([body[0] ^ 1]) + body[1:])(answer)
 
 
-def page(html: str = "<html><body>Please sign in</body></html>") -> Fault:
-    """A web page in place of the answer, with status 200."""
-    response = Response(200, html.encode(), {"Content-Type": "text/html"})
-    return called("web page", lambda answer: response)
-
-
-def answers(payload: Any) -> Fault:
-    """Other JSON than the right one, with status 200."""
-    return called("other JSON", lambda answer: Response.json(payload))
-
-
-def reads(body: bytes) -> Fault:
-    """Another body than the right one, with status 200."""
-    response = Response(200, body, {"Content-Type": "application/json"})
-    return called("other body", lambda answer: response)
+def answers(body: Any) -> Fault:
+    """Another answer than the right one, with status 200: JSON, or bytes as they are."""
+    is_page = isinstance(body, bytes)
+    response = (
+        Response(200, body, {"Content-Type": "text/html"}) if is_page else Response.json(body)
+    )
+    return called("other answer", lambda answer: response)
 
 
 def edit(change: Callable[[list[dict[str, Any]]], object]) -> Fault:

@@ -23,8 +23,7 @@ COMMIT_ID = re.compile("[0-9a-f]{40}")
 
 # The hub's own codes.
 MISSING, NO_ACCESS, NO_TREE = 10010205001, 10010200001, 10990101004
-NOT_LOGGED_IN = REJECTED = 10030000001
-BAD_TOKEN, EXISTS = 10010103009, 10010101001
+NOT_LOGGED_IN, BAD_TOKEN, EXISTS = 10030000001, 10010103009, 10010101001
 
 
 def ok(data: object) -> Response:
@@ -37,7 +36,7 @@ class HubError(Exception):
 
     status: int
     message: str
-    code: int | str = 0
+    code: int = 0
 
 
 def openapi(status: int, **fields: object) -> Response:
@@ -116,7 +115,7 @@ def revisions(hub: Hub, request: Request, model_id: str) -> Response:
 def list_files(hub: Hub, request: Request, model_id: str) -> Response:
     model = find_model(hub, request, model_id, "获取模型目录树失败")
     revision = request.query.get("Revision", MASTER)
-    files = hub.listed(model, revision)
+    files = model.revisions.get(revision)
     if files is None and COMMIT_ID.fullmatch(revision):
         files = {}  # an unknown commit "succeeds"
     if files is None:
@@ -142,7 +141,7 @@ def entry(hub: Hub, model: Model, path: str, blob: Blob | None) -> dict[str, obj
 
 def find_file(hub: Hub, request: Request, model_id: str) -> Blob | None:
     model = hub.store.visible(request.user, model_id)
-    files = model and model.files(request.query.get("Revision", MASTER))
+    files = model and model.revisions.get(request.query.get("Revision", MASTER))
     return files.get(request.query.get("FilePath", "")) if files else None
 
 
@@ -233,8 +232,11 @@ def commit(hub: Hub, request: Request, model_id: str, branch: str) -> Response:
     if model.revisions and branch not in model.revisions:
         raise HubError(404, "no such branch")
     changes = dict(read_change(hub, action) for action in request.json["actions"])
-    check_commit(hub, model.revisions.get(branch, {}), changes)
-    hub.commit(model, branch, changes, request.json["commit_message"])
+    files = model.revisions.get(branch, {})
+    unchanged = [path for path, blob in changes.items() if files.get(path) == blob]
+    if hub.rules.refuse_unchanged and unchanged:
+        raise HubError(400, f"A file with this name already exists: {unchanged[0]}")
+    hub.store.commit(model, branch, changes, request.json["commit_message"])
     return ok({"CommitId": model.head})
 
 
@@ -246,21 +248,6 @@ def read_change(hub: Hub, action: dict[str, str]) -> tuple[str, Blob]:
     if action["sha256"] not in hub.store.blobs:
         raise HubError(400, "a blob is missing")
     return action["path"], hub.store.blobs[action["sha256"]]
-
-
-def check_commit(hub: Hub, files: dict[str, Blob], changes: dict[str, Blob]) -> None:
-    """Refuse a whole commit for one of its paths, or because there were too many."""
-    rules = hub.rules
-    if any(re.fullmatch(rules.refused, path) for path in changes):
-        raise HubError(400, "commit rejected by repository policy", REJECTED)
-    unchanged = [path for path, blob in changes.items() if files.get(path) == blob]
-    if rules.refuse_unchanged and unchanged:
-        raise HubError(400, f"A file with this name already exists: {unchanged[0]}")
-    with hub.lock:
-        if rules.commits == 0:
-            raise HubError(429, "[E1021] Commit frequency limit exceeded", "E1021")
-        if rules.commits is not None:
-            rules.commits -= 1
 
 
 MODEL = r"([^/]+/[^/]+)"

@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from tests.hub import routes
 from tests.hub.faults import Answer, Fault, Response
-from tests.hub.store import Blob, Model, Store
+from tests.hub.store import Blob, Store
 
 # The hub's three hosts. To a client, `localhost` is another host than `127.0.0.1`.
 LOOPBACK = {"hub": "127.0.0.1", "storage": "localhost", "uploads": "localhost"}
@@ -37,9 +37,6 @@ class Rules:
     partial: bool = True  # a range is answered 206; else 200 with Content-Range
     envelope: bool = False  # the lists answer errors with HTTP 200 and `"Success": false`
     no_digest: str = ""  # files that are listed without a digest: "", "empty" or "small"
-    lag: float = 0  # seconds in which the file list does not show a commit yet
-    commits: int | None = None  # commits that are accepted before the limit is reached
-    refused: str = r"/.*|\./.*|(.*/)?\.\.(/.*)?"  # paths that no commit may have
     refuse_unchanged: bool = False  # a commit may not hold files that the branch has already
 
 
@@ -93,7 +90,6 @@ class Hub:
     faults: list[Queued] = field(default_factory=list)
     signed: dict[str, tuple[str, Blob]] = field(default_factory=dict)  # a file by its signature
     expired: set[str] = field(default_factory=set)
-    late: dict[tuple[str, str], tuple[float, dict[str, Blob] | None]] = field(default_factory=dict)
     open: set[socket.socket] = field(default_factory=set)
     stopped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -149,17 +145,6 @@ class Hub:
     def expire(self) -> None:
         """Make every signed address that was given out expire."""
         self.expired |= set(self.signed)
-
-    def commit(self, model: Model, branch: str, changes: dict[str, Blob], message: str) -> None:
-        """Make a commit, which the file list may not show at once."""
-        until = time.monotonic() + self.rules.lag
-        self.late[model.id, branch] = until, model.files(branch)
-        self.store.commit(model, branch, changes, message)
-
-    def listed(self, model: Model, revision: str) -> dict[str, Blob] | None:
-        """Return what the file list shows of a revision: its files, or those before a commit."""
-        until, before = self.late.get((model.id, revision), (0, None))
-        return before if time.monotonic() < until else model.files(revision)
 
     def queue(self, route: str, *faults: Fault, file: str | None = None, times: int = 1) -> None:
         """Let the next requests of `route` (for `file`) meet `faults`, one each, in this order."""

@@ -1,7 +1,5 @@
 """What the hub keeps: users, models, their revisions, and the blobs behind them."""
 
-from __future__ import annotations
-
 import hashlib
 import mmap
 import re
@@ -54,16 +52,11 @@ class Model:
     private: bool = False
     revisions: dict[str, dict[str, Blob]] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
-    commits: dict[str, dict[str, Blob]] = field(default_factory=dict)
 
     @property
     def head(self) -> str:
         """The id of the last commit."""
         return f"{len(self.messages):040x}"
-
-    def files(self, revision: str) -> dict[str, Blob] | None:
-        """Return the files of a branch, tag or commit, or None when there is no such revision."""
-        return (self.commits | self.revisions).get(revision)
 
 
 class Store:
@@ -123,7 +116,6 @@ class Store:
         with self.lock:
             model.revisions[branch] = model.revisions.get(branch, {}) | changes
             model.messages.append(message)
-            model.commits[model.head] = model.revisions[branch]
 
     def owns(self, user: str | None, model_id: str) -> bool:
         return user in ("*", model_id.split("/")[0])

@@ -1,21 +1,19 @@
 """What several test files share: a model, both scripts run on it, a look at the result."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.hub import Fault, Store
 from tests.hub.faults import edit
-from tests.support.client import PARTS, ROOT, Client, Result, tree
+from tests.support.client import DOWNLOAD, PARTS, UPLOAD, Client, Result, tree
 
 MODEL, DRAFT = "alice/model", "alice/draft"
 BIG = "model-00002-of-00002.safetensors"
@@ -29,28 +27,34 @@ FILES = {
 SMALL = {"config.json": b"{}"}
 SIZE = len(FILES[BIG])
 TOTAL = sum(map(len, FILES.values()))
+NAMES = {"MODEL_ID": MODEL, "REPO_ID": MODEL, "MODEL_DIR": "folder"}  # what both scripts work on
 Env = dict[str, str]
+Words = Sequence[str]
 SUCCESS = ["Model download successful!", "Resolved model_dir: {}"]
 TRIED_AGAIN = "trying again"  # what the download says of another try
 SLOW_DISK = "import os, time; os.fsync = lambda file: time.sleep(4)"  # for `client.at_start`
 
 in_both_ways = pytest.mark.parametrize("env", [{}, PARTS], ids=["in one stream", "in parts"])
 posix = pytest.mark.skipif(sys.platform == "win32", reason="what only POSIX has")
-# Root may read and write everything; before a command, these words give that up.
+# What stands before a command: root may read and write everything, and these words give that up;
 NO_OVERRIDE: list[str] = []
 if sys.platform == "linux" and os.geteuid() == 0:
     NO_OVERRIDE = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+# SIGINT is ignored, as by `nohup … &` in a script;
+IGNORE_SIGINT = ["sh", "-c", 'trap "" INT && exec "$@"', "sh"]
+# the output is all that a terminal was sent, a line of it is one redraw.
+IN_TERMINAL = [sys.executable, "-c", "import os, pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)"]
+IN_TERMINAL += ["sh", "-c", 'stty rows 24 cols 100 && exec "$@"', "sh"]
 
 
-def download(client: Client, *options: object, **env: str | None) -> Result:
+def download(client: Client, *options: object, before: Words = (), **env: str | None) -> Result:
     """Run `download_model.py` on MODEL; the files come to `snapshot(client.work)`."""
-    return client.run("download_model.py", *options, **{"MODEL_ID": MODEL, **env})
+    return client.run(*before, *DOWNLOAD, *options, **NAMES | env)
 
 
-def upload(client: Client, *options: object, **env: str | None) -> Result:
+def upload(client: Client, *options: object, before: Words = (), **env: str | None) -> Result:
     """Run `upload_model.py` on the folder `client.work / "folder"`, to MODEL."""
-    defaults = {"REPO_ID": MODEL, "MODEL_DIR": "folder"}
-    return client.run("upload_model.py", *options, **{**defaults, **env})
+    return client.run(*before, *UPLOAD, *options, **NAMES | env)
 
 
 def snapshot(cache: Path, model: str = MODEL, revision: str = "master") -> Path:
@@ -72,7 +76,7 @@ def assert_downloaded(client: Client, result: Result, files: dict[str, bytes] = 
 def assert_uploaded(
     store: Store, result: Result, files: dict[str, bytes] = FILES, model: str = MODEL
 ) -> None:
-    assert result.code == 0, result
+    assert (result.code, result.lines[-1:]) == (0, ["Upload finished."]), result
     assert uploaded(store, model) == files
 
 
@@ -86,31 +90,9 @@ def assert_failed(result: Result, *words: str, code: int = 1) -> None:
     assert code != 1 or not re.search("successful|finished", result.out), result
 
 
-def warnings(result: Result) -> list[str]:
-    return [line for line in result.err.splitlines() if line.startswith("WARNING: ")]
-
-
 def lists_big(**fields: object) -> Fault:
     """The list says something else about the big file."""
     return edit(lambda files: [file.update(fields) for file in files if file["Path"] == BIG])
-
-
-def in_terminal(script: str) -> list[str]:
-    """The command that runs a script in a terminal; a line of its output is one redraw."""
-    pytest.importorskip("pty")  # Windows has none
-    spawn = "import os, pty, sys; sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))"
-    sized = ["sh", "-c", 'stty rows 24 cols 100 && exec "$@"', "sh"]
-    return [sys.executable, "-c", spawn, *sized, sys.executable, str(ROOT / script)]
-
-
-def on_terminal(client: Client, script: str, **env: str) -> Result:
-    """Run a script in a terminal; `out` is all that it was sent."""
-    return client.run(*in_terminal(script), **env)
-
-
-def percents(result: Result) -> list[int]:
-    """How far the bar was, each time that it was drawn."""
-    return [int(percent) for percent in re.findall(r"(\d+)%\|", result.out)]
 
 
 @contextlib.contextmanager

@@ -1,9 +1,8 @@
 """A user's machine, which runs commands as processes."""
 
-from __future__ import annotations
-
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from tests.hub import Hub
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("download_model.py", "upload_model.py")
+DOWNLOAD, UPLOAD = ((sys.executable, str(ROOT / script)) for script in SCRIPTS)
 Process = subprocess.Popen[str]
 
 # The SDK's own settings keep its waits short; without them it would back off for minutes.
@@ -41,9 +41,6 @@ SHORT_WAITS = {
 # Large files come in parts; with these, a file of more than 1 MB is a large one.
 PARTS = {"MODELSCOPE_DOWNLOAD_PARALLEL_THRESHOLD_MB": "1", "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "1"}
 
-# Put before a command, it starts the command with SIGINT ignored, as `nohup … &` in a script does.
-IGNORE_SIGINT = ("sh", "-c", 'trap "" INT && exec "$@"', "sh")
-
 
 @dataclass
 class Result:
@@ -57,6 +54,15 @@ class Result:
     @property
     def lines(self) -> list[str]:
         return self.out.splitlines()
+
+    @property
+    def warnings(self) -> list[str]:
+        return re.findall("^WARNING: .*", self.err, re.MULTILINE)
+
+    @property
+    def percents(self) -> list[int]:
+        """How far the bar was, each time that a terminal was sent it."""
+        return [int(percent) for percent in re.findall(r"(\d+)%\|", self.out)]
 
 
 class Client:
@@ -87,10 +93,8 @@ class Client:
             file.write(f"{code}\n")
 
     def start(self, *command: object, **env: str | None) -> Process:
-        """Start a command in `work`; a script's name stands for `python SCRIPT`."""
+        """Start a command in `work`."""
         words = [str(word) for word in command]
-        if words[0].endswith(".py"):
-            words = [sys.executable, str(ROOT / words[0]), *words[1:]]
         environment = {k: v for k, v in {**self.env, **env}.items() if v is not None}
         where = {"cwd": self.work, "env": environment, "start_new_session": True}
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

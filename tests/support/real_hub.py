@@ -4,8 +4,6 @@ A proxy on loopback takes the place of the internet: it connects each of these n
 and refuses all others.
 """
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import ssl

@@ -3,8 +3,6 @@
 python -m tests.support.slow_disk sh     a shell in such a disk, which is gone when it ends
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import signal

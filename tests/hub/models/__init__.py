@@ -1,7 +1,5 @@
 """The models that the hub comes with: small, but real; `make.py` made them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.hub.store import Store

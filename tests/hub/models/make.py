@@ -8,8 +8,6 @@ two sentences until the next token is never a close call, so that they say the s
 any machine. Made again, on the same processor and with the same versions, they are the same bytes.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
