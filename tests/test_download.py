@@ -400,19 +400,15 @@ def test_hub_that_goes_away_fails_and_the_next_run_goes_on(client: Client, hub: 
 # --- how a large file comes, and the settings of the SDK ------------------------------------------
 
 
-OLDER = {"MODELSCOPE_PARALLEL_DOWNLOAD_THRESHOLD_MB": "1", "MODELSCOPE_DOWNLOAD_PART_SIZE_MB": "1"}
-
-
 @pytest.mark.parametrize(
     ("env", "requests"),
     [
         ({}, 1),
         (PARTS, 3),
-        (OLDER, 3),
         (PARTS | {"MODELSCOPE_DOWNLOAD_PARALLEL_WORKERS": "1"}, 1),
         (PARTS | {"MODELSCOPE_DOWNLOAD_PARALLELS": "1"}, 1),
     ],
-    ids=["default", "larger than the threshold", "older name of it", "one at once", "older name"],
+    ids=["default", "larger than the threshold", "one at once", "older name"],
 )
 def test_large_file_comes_in_parts_by_default(
     client: Client, hub: Hub, env: Env, requests: int

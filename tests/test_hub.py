@@ -15,8 +15,6 @@ from tests.support.cases import BIG, FILES, IGNORE_SIGINT, MODEL, snapshot, uplo
 from tests.support.client import ROOT, Client, tree
 from tests.support.real_hub import RealHub
 
-# --- the SDK's own command ----------------------------------------------------------------------
-
 
 def test_private_model_comes_after_a_login(client: Client, hub: Hub) -> None:
     hub.store.add(MODEL, FILES, private=True)

@@ -2,9 +2,8 @@
 
 import pytest
 
-from tests.hub import Hub, Store
+from tests.hub import Hub
 from tests.hub.faults import first, short, status
-from tests.hub.store import OWN_FILES
 from tests.support.cases import (
     BIG,
     FILES,
@@ -20,8 +19,6 @@ from tests.support.cases import (
 )
 from tests.support.client import Client, lay
 from tests.support.real_hub import STORAGE, UPLOADS, RealHub
-
-# --- at its real names ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("site", ["cn", "ai"])
@@ -84,9 +81,6 @@ def test_repo_that_neither_site_has_is_not_created(real: RealHub, code: int, wor
     assert real.cn.store.models == real.ai.store.models == {}
 
 
-# --- its list and its files -----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("which", ["empty", "small"])
 def test_file_without_a_digest_comes(client: Client, hub: Hub, which: str) -> None:
     files = FILES | {"nested/empty": b""}
@@ -113,10 +107,3 @@ def test_range_comes_with_either_code(client: Client, hub: Hub, env: Env, partia
     assert_downloaded(client, download(client, **env))
     codes = [request.status for request in hub.requests("file", BIG)]
     assert (hub.sent(), len(codes), 206 in codes) == (TOTAL, 4 if env else 2, partial)
-
-
-@pytest.mark.usefixtures("folder", "token")
-def test_own_files_of_a_new_repo_stay_and_come_along(client: Client, store: Store) -> None:
-    store.create(MODEL)
-    assert_uploaded(store, upload(client), OWN_FILES | FILES)
-    assert_downloaded(client, download(client), OWN_FILES | FILES)

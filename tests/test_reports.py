@@ -34,9 +34,6 @@ def both(client: Client, store: Store, **env: str | None) -> None:
     assert_uploaded(store, upload(client, REPO_ID=REPO, **env), model=REPO)
 
 
-# --- tokens and homes -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("login", ["token", "stored"])
 @pytest.mark.usefixtures("folder")
 def test_netrc_replaces_no_login(client: Client, hub: Hub, token: str, login: str) -> None:
@@ -65,9 +62,6 @@ def test_home_that_cannot_be_used_is_no_reason_to_fail_without_a_token(client: C
     """av/harbor#262: the home of a container's user can't be written."""
     lay(client.work, {"home": b"a file, so that no rights help"})
     assert_downloaded(client, download(client, HOME=str(client.work / "home")))
-
-
-# --- what the hub says ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("code", "probes"), [(429, []), (500, ["info", "revisions"])])
@@ -102,9 +96,6 @@ def test_repo_without_a_branch_is_filled(client: Client, store: Store) -> None:
     """modelscope/modelscope#1397: uploads to a repo that was just created leave it as it is."""
     store.create(MODEL, branch=False)
     assert_uploaded(store, upload(client))
-
-
-# --- what stands on the disk ----------------------------------------------------------------------
 
 
 REFUSE_RENAMES = """

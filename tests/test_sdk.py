@@ -28,9 +28,6 @@ from tests.support.readme import codes, section
 PINS = source("requirements.txt").split()
 
 
-# --- names and versions ---------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "platform", ["win32", "linux", pytest.param("darwin", marks=pytest.mark.gate)]
 )
@@ -57,9 +54,6 @@ def test_last_part_of_both_scripts_is_the_same() -> None:
     assert last[0][1:] == last[1][1:] != []
 
 
-# --- a machine without it -------------------------------------------------------------------------
-
-
 def test_each_script_works_alone(client: Client, store: Store, token: str, model: str) -> None:
     store.add(copy := "alice/copy")
     env = {"MODEL_ID": model, "REPO_ID": copy, "MODEL_DIR": str(snapshot(client.work))}
@@ -80,9 +74,6 @@ def test_sdk_that_lacks_a_name_is_told_at_the_start(client: Client, hub: Hub) ->
     result = download(client)
     assert (result.code, result.out, hub.log) == (1, "", []), result
     assert "\nTo install the SDK: pip install modelscope==" in result.err
-
-
-# --- its own command ------------------------------------------------------------------------------
 
 
 def run_row(client: Client, words: str, **env: str) -> Result:

@@ -12,7 +12,7 @@ from tests.support.cases import (
     BIG,
     FILES,
     MODEL,
-    assert_downloaded,
+    SOON,
     assert_uploaded,
     download,
     upload,
@@ -23,10 +23,6 @@ Run = Callable[..., Result]
 STEPS = {
     download: ("login", "me", "list", "file"),
     upload: ("login", "me", "list", "batch", "blob", "commit"),
-}
-SOON = {  # fail, where the SDK would go on waiting or trying
-    "MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS": "1",
-    "MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS": "1",
 }
 LOGIN = "me:pa55:w%40rd"
 both = pytest.mark.parametrize("run", [download, upload])
@@ -177,13 +173,6 @@ def test_signature_of_an_address_is_not_shown(client: Client, hub: Hub, token: s
 
 
 # --- and each goes only where it belongs ----------------------------------------------------------
-
-
-def test_token_is_not_sent_to_the_storage(client: Client, hub: Hub, token: str) -> None:
-    hub.store.add(MODEL, FILES, private=True)
-    assert_downloaded(client, download(client))
-    assert any(request.host == "storage" for request in hub.log)
-    assert not any(r.token or "Cookie" in r.headers for r in hub.log if r.host == "storage")
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,10 @@ SIZE = len(FILES[BIG])
 TOTAL = sum(map(len, FILES.values()))
 NAMES = {"MODEL_ID": MODEL, "REPO_ID": MODEL, "MODEL_DIR": "folder"}  # what both scripts work on
 Env = dict[str, str]
+SOON = {  # an upload fails, where it would wait for the list, or the SDK would go on trying
+    "MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS": "1",
+    "MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS": "1",
+}
 Words = Sequence[str]
 SUCCESS = ["Model download successful!", "Resolved model_dir: {}"]
 TRIED_AGAIN = "trying again"  # what the download says of another try
