@@ -2,7 +2,6 @@
 
 python -m tests.hub -- COMMAND …   runs COMMAND and passes its exit code on
 python -m tests.hub -- sh          opens a shell, in which every command is a rehearsal
-python -m tests.hub                serves until Ctrl-C and prints the lines to paste
 
 The commands find the hub's address and a token, ms-your-token, in their environment. It may read
 and write everything. When it ends, the hub forgets what was uploaded.
@@ -14,7 +13,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.hub import Hub, Store
@@ -33,7 +31,7 @@ def parse_args() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("command", nargs="*", help="what to run, after a lone --")
+    parser.add_argument("command", nargs="+", help="what to run, after a lone --")
     return parser.parse_args()
 
 
@@ -45,20 +43,6 @@ def run(command: list[str], env: dict[str, str]) -> int:
     except FileNotFoundError as error:
         sys.exit(str(error))
     return code if code >= 0 else 128 - code
-
-
-def serve(env: dict[str, str]) -> int:
-    """Serve until Ctrl-C, also where a shell has started this with Ctrl-C ignored."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    line = '$env:{} = "{}"' if sys.platform == "win32" else "export {}='{}'"
-    for name, value in env.items():
-        print(line.format(name, value))
-    print("# serving until Ctrl-C", flush=True)
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        return 130
 
 
 def main() -> int:
@@ -74,7 +58,7 @@ def main() -> int:
                 "MODELSCOPE_API_TOKEN": TOKEN,
                 "NO_PROXY": "127.0.0.1,localhost",
             }
-            return run(args.command, env) if args.command else serve(env)
+            return run(args.command, env)
 
 
 if __name__ == "__main__":
