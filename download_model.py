@@ -5,8 +5,8 @@
 # ///
 """Download a model, and optionally a draft model, from ModelScope into a folder.
 
-Meant for image builds: with the files in place, serving needs no network. Exit code 0 means that
-every file is there and verified, 1 that the model failed, 2 that only the draft model did."""
+Meant for image builds: serving then needs no network. Exit code 0 means that every file is there
+and verified (a --draft_optional model may be missing), 1 that the model failed, 2 the draft."""
 
 import argparse
 import contextlib
@@ -63,9 +63,11 @@ DEFAULT_MODEL = "YukinoStuki/Qwen3-4B-Plus-Merged"
 DEFAULT_REVISION = "master"
 PAUSE = min(8, constants.DOWNLOAD_RETRY_MAX_DELAY_SECONDS)  # seconds between two tries
 OUTAGE_SECONDS = 22 * PAUSE  # some three minutes: how long to keep retrying a dead link
-HASHED_AT_ONCE = constants.DOWNLOAD_LOW_SPEED_WINDOW_SECONDS * 2**26  # bytes, of a minute
+READ_IN_TIME = constants.DOWNLOAD_LOW_SPEED_WINDOW_SECONDS * 2**26  # bytes, at 67 MB/s
 TRANSIENT = (requests.RequestException, NetworkError, RateLimitError, ServerError)
-LEFTOVER = re.compile(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$")  # what the SDK adds to a name
+# What the SDK adds to a name: .incomplete while the file comes in one stream; _FIRST_LAST, of its
+# bytes, for each part; .parallel_tmp while it joins the parts, deleting each that it has copied.
+LEFTOVER = re.compile(r"(\.incomplete|\.parallel_tmp|_\d+_\d+)$")
 Files = dict[str, FileInfo]  # by name, what the hub lists: size in bytes, sha256
 Failed = dict[str, BaseException]  # by name, why a file failed
 
@@ -82,8 +84,8 @@ def parse_args() -> argparse.Namespace:
     draft, revision = "SPEC_DRAFT_MODEL_ID", "SPEC_DRAFT_MODEL_REVISION"
     add("--draft_model_name", default=env(draft, ""), help=f"draft model; default: ${draft}")
     add("--draft_revision", default=env(revision, DEFAULT_REVISION), help=f"default: ${revision}")
-    flag: Any = {"action": "store_true", "default": clean(env("SPEC_DRAFT_OPTIONAL", "")) == "1"}
-    parser.add_argument("--draft_optional", **flag, help="or SPEC_DRAFT_OPTIONAL=1")
+    is_on, text = clean(env("SPEC_DRAFT_OPTIONAL", "")) == "1", "or SPEC_DRAFT_OPTIONAL=1"
+    parser.add_argument("--draft_optional", action="store_true", default=is_on, help=text)
     return parser.parse_args()
 
 
@@ -119,9 +121,9 @@ def download_draft(args: argparse.Namespace) -> int:
     return 0
 
 
-def report(failed: str, error: Exception) -> None:
-    """Print the cause, a line for each file that failed, and what to do next."""
-    say(f"{failed}: {error!r}")
+def report(headline: str, error: Exception) -> None:
+    """Print the cause, each failed file with the path that a repr leaves out, and advice."""
+    say(f"{headline}: {error!r}")
     for name, cause in getattr(error, "failed_files", {}).items():
         origin = cause.__cause__ or (cause if getattr(cause, "filename", None) else None)
         say(f"    {name!r}: {cause!r}" + (f" from {origin}" if origin else ""))
@@ -129,9 +131,8 @@ def report(failed: str, error: Exception) -> None:
 
 
 def download(model_id: str, revision: str, cache_dir: str) -> Path:
-    """Download a revision of a model below `cache_dir`, verify it, and return its folder's path.
-
-    Raises ValueError for bad names, LookupError for what the hub lacks, OSError and SDK errors."""
+    """Download a revision of a model below `cache_dir`, verify it, and return its folder's path;
+    raise ValueError for bad names, LookupError for what the hub lacks, OSError and SDK errors."""
     if not re.fullmatch("[^/]+/[^/]+", model_id) or escapes_folder(model_id):
         raise ValueError(f"not a model id: {model_id!r}; expected OWNER/NAME (see MODEL_ID)")
     if escapes_folder(revision):
@@ -191,12 +192,12 @@ def read_list(api: Any, model_id: str, revision: str) -> Files:
 def check_exists(api: Any, model_id: str, revision: str) -> None:
     """Raise LookupError when the hub has no such model, or other revisions but not this one."""
     if not ask(lambda: api.repo_exists(model_id, "model"), otherwise=True):
-        is_logged_in = modelscope_hub.get_default_config().token
-        why = "is not open to this login" if is_logged_in else "is private and needs a token"
-        raise LookupError(f"{model_id} does not exist, or {why}") from None
+        login = modelscope_hub.get_default_config().token
+        why = "is not open to this login" if login else "is private and needs a token"
+        raise LookupError(f"{model_id} does not exist, or {why}")
     known = ask(lambda: [r["Revision"] for r in api.list_repo_revisions(model_id, "model")], [])
     if known and revision not in known and not re.fullmatch("[0-9a-f]{7,40}", revision):
-        raise LookupError(f"{model_id} has no revision {revision!r}, but {known}") from None
+        raise LookupError(f"{model_id} has no revision {revision!r}, but {known}")
 
 
 # --- the folder -----------------------------------------------------------------------------------
@@ -206,9 +207,9 @@ def find_folder(model_id: str, place: dict[str, str]) -> Path:
         folder = Path(snapshot_download(model_id, **place, local_files_only=True))
     except CacheNotFound as error:  # not there yet; this is where it will be
         return Path(str(error.cache_dir))
-    # SDKs before 1.38 kept a model in OWNER/NAME, as people do with weights of their own.
-    snapshots = Path(place["cache_dir"], "models", model_id.replace("/", "--"))
-    if snapshots not in folder.parents and not (folder / ".msc").exists():
+    # SDKs before 1.38 used OWNER/NAME and left a list in it, .msc; people use that name, too.
+    repo_folder = Path(place["cache_dir"], "models", model_id.replace("/", "--"))
+    if repo_folder not in folder.parents and not (folder / ".msc").exists():
         raise FileExistsError(f"{folder} is not a download (no .msc): use another --cache_dir")
     return folder
 
@@ -243,13 +244,12 @@ def tidy_leftovers(folder: Path, files: Files) -> None:
 
 def check_space(folder: Path, missing: int) -> None:
     """Raise OSError if the disk is too small for the bytes that are still to come."""
-    parent = next((each for each in (folder, *folder.parents) if each.exists()), folder)
+    disk = next((each for each in (folder, *folder.parents) if each.exists()), folder)
     free = 0
     with contextlib.suppress(OSError):  # some file systems can't tell, and some report 0
-        free = shutil.disk_usage(parent).free
+        free = shutil.disk_usage(disk).free
     if 0 < free < missing:
-        cause = f"{missing} bytes are still to come, and {free} are free"
-        raise OSError(ENOSPC, cause, str(parent))
+        raise OSError(ENOSPC, f"{missing} bytes are still to come, and {free} are free", str(disk))
 
 
 def check_folder(folder: Path, files: Files) -> None:
@@ -266,51 +266,51 @@ def fetch_files(fetch: Any, folder: Path, files: Files) -> None:
     most_bytes, gained_at, idle_rounds = count_bytes(folder, files), time.monotonic(), 0
     remaining, is_first = files, True
     while failed := fetch_round(fetch, folder, remaining, is_first):
+        message = f"{len(failed)} of {len(files)} files failed"
         on_disk, idle_rounds = count_bytes(folder, files), idle_rounds + 1
         if on_disk > most_bytes:
             gained_at, idle_rounds = time.monotonic(), 0
-        # Before the first round, damaged files counted; by now the SDK has deleted them.
+        # The count before the first round has damaged files in it, which the SDK then deleted.
         most_bytes = on_disk if is_first else max(on_disk, most_bytes)
-        if not may_help(failed, idle_rounds, time.monotonic() - gained_at):
-            raise FileDownloadError(
-                f"{len(failed)} of {len(files)} files failed", failed_files=failed
-            )
-        warn(f"WARNING: {len(failed)} of {len(files)} files failed; trying again in {PAUSE} s")
+        if not may_retry(failed, idle_rounds, time.monotonic() - gained_at):
+            raise FileDownloadError(message, failed_files=failed)
+        warn(f"WARNING: {message}; trying again in {PAUSE} s")
         time.sleep(PAUSE)
         remaining, is_first = {name: files[name] for name in failed}, False
 
 
-def may_help(failed: Failed, idle_rounds: int, seconds: float) -> bool:
+def may_retry(failed: Failed, idle_rounds: int, idle_seconds: float) -> bool:
     """Return whether to try again, after so many rounds and seconds without progress."""
     causes = [cause.__cause__ or cause for cause in failed.values()]  # the SDK wraps most of them
-    if any(type(cause) is errors.FileIntegrityError for cause in causes):  # no subclass of it:
-        return False  # a digest was wrong in three transfers; a wrong size may be tried again
+    if any(type(cause) is errors.FileIntegrityError for cause in causes):
+        return False  # the SDK got a wrong digest three times; a wrong size is of a subclass
     if idle_rounds == 0:
         return True
-    others = [cause for cause in causes if not isinstance(cause, TRANSIENT)]
-    if any(isinstance(c, OSError) and not isinstance(c, FileNotFoundError) for c in others):
+    network = [cause for cause in causes if isinstance(cause, TRANSIENT)]
+    local = [cause for cause in causes if isinstance(cause, OSError) and cause not in network]
+    if any(not isinstance(cause, FileNotFoundError) for cause in local):
         return False  # the disk failed; a file that is not found was taken by another run
-    return idle_rounds == 1 or (len(others) < len(causes) and seconds < OUTAGE_SECONDS)
+    return idle_rounds == 1 or (bool(network) and idle_seconds < OUTAGE_SECONDS)
 
 
 def fetch_round(fetch: Any, folder: Path, files: Files, is_first: bool) -> Failed:
     """Let the SDK try each of `files`; return those that failed, each with its cause.
 
-    A large file resumes the way it started: in one stream, or in parts. A new one comes in parts
-    where these are faster, but only in the first round, as a proxy may refuse them."""
-    on_disk = scan(folder)
+    A large file goes on as it began: in one stream, or in parts. A new one comes in parts where
+    these are faster, but only in the first round, as a proxy may refuse them."""
+    on_disk = scan(folder)  # a large file under its own name is whole, or damaged, which is rare
     large = {name for name, file in files.items() if file.size > LARGE and name not in on_disk}
     in_stream = {name for name in large if f"{name}.incomplete" in on_disk}
     in_parts = (large & {LEFTOVER.sub("", name) for name in on_disk}) - in_stream
     new = large - in_stream - in_parts
     if is_first and are_parts_faster(folder, len(new)):
         in_parts |= new
-    # What has come in one stream is hashed while its connection waits, and the SDK cuts that after
-    # a minute: so these files go first, as many at once as a disk of 67 MB/s reads in that time.
-    most = max((on_disk[f"{name}.incomplete"] for name in in_stream), default=0)
+    # To resume a stream, the SDK opens the connection, then hashes what is on disk, and gives up
+    # after a minute without data: so these go first, few enough for a slow disk to read in time.
+    longest = max((on_disk[f"{name}.incomplete"] for name in in_stream), default=0)
     begun = [files[name] for name in sorted(in_stream)]
-    failed = fetch_some(fetch, begun, in_parts, at_once=HASHED_AT_ONCE // max(1, most))
-    # A file in parts takes PARTS_AT_ONCE connections, any other one.
+    failed = fetch_some(fetch, begun, in_parts, at_once=READ_IN_TIME // max(1, longest))
+    # Of CONNECTIONS, a file in parts takes PARTS_AT_ONCE, any other file takes one.
     at_once = max(CONNECTIONS // PARTS_AT_ONCE, CONNECTIONS - len(in_parts) * (PARTS_AT_ONCE - 1))
     others = [file for name, file in files.items() if name not in in_stream]
     return failed | fetch_some(fetch, others, in_parts, at_once)
@@ -318,8 +318,8 @@ def fetch_round(fetch: Any, folder: Path, files: Files, is_first: bool) -> Faile
 
 def are_parts_faster(folder: Path, count: int) -> bool:
     """Return whether `count` large files come faster in parts, by the speed of writing to disk."""
-    if not 0 < count < 12 or PARTS_AT_ONCE > CONNECTIONS:  # many are as fast in one stream each
-        return False
+    if not 0 < count < 12 or not 1 < PARTS_AT_ONCE <= CONNECTIONS:
+        return False  # twelve are as fast in a stream each
     size, block = min(LARGE, 2**27), os.urandom(2**20)  # which no file system can compress
     with contextlib.suppress(OSError):  # the SDK will meet it, too
         folder.mkdir(parents=True, exist_ok=True)
@@ -329,7 +329,7 @@ def are_parts_faster(folder: Path, count: int) -> bool:
                 file.write(block)
             os.fsync(file.fileno())
             speed = size / (time.perf_counter() - started)
-            return speed > count * 2 * 50e6  # parts are written twice; a connection gives 50 MB/s
+            return speed > count * 2 * 50e6  # twice: as parts, then joined; 50 MB/s: one stream
     return False
 
 
@@ -349,9 +349,9 @@ def fetch_some(fetch: Any, files: list[FileInfo], in_parts: set[str], at_once: i
 # --- the same in both scripts, as each is copied alone --------------------------------------------
 TOKEN_VARIABLES = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")
 TOKEN = re.compile(r"[A-Za-z0-9_.~+/=-]{8,}")
-SECRETS: set[str] = set()
+SECRETS: set[str] = set()  # what `hide` replaces; `mask_tokens` fills it
 IN_ADDRESSES = re.compile(r"(?i)(://)\S+(?=@)|(\?)\S*(?:key|sig|token)\w*=\S+")
-PROBE_SECONDS = min(60, constants.REPO_TREE_LIST_TIMEOUT_SECONDS)
+PROBE_SECONDS = min(60, constants.REPO_TREE_LIST_TIMEOUT_SECONDS)  # the user's limit may be lower
 
 
 def clean(value: str) -> str:
@@ -381,7 +381,7 @@ def hide_in_log(record: logging.LogRecord) -> bool:
 
 
 def mask_tokens(token: str) -> None:
-    """Mask tokens from now on; unset their variables, as a blank one would hide a stored login."""
+    """Mask all tokens; unset their variables: even a blank one would win over a stored login."""
     tokens = [token, *(clean(os.environ.pop(name, "")) for name in TOKEN_VARIABLES)]
     with contextlib.suppress(Exception):  # the SDK itself reports a login that it cannot read
         tokens.append(modelscope_hub.get_default_config().token or "")
@@ -418,19 +418,19 @@ def advise(error: BaseException | None) -> None:
 
 
 def show_progress(
-    work: Callable[[], Any], total: int = 0, done: Callable[[], int] = lambda: 0
+    work: Callable[[], Any], total: int = 0, count: Callable[[], int] = lambda: 0
 ) -> Any:
-    """Run `work()` in a thread and return its result; show `done()` of `total` bytes meanwhile."""
+    """Run `work()` in a thread, return its result; show `count()` of `total` bytes, if any."""
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
     style: Any = {"unit": "B", "unit_scale": True, "ascii": True, "disable": False}
     style |= {"leave": total > 0, "smoothing": 0}  # the mean rate, so that an outage shows
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
     future = ThreadPoolExecutor(1).submit(work)
-    with tqdm(desc="Total", total=total, initial=done(), file=file, **style) as bar:
+    with tqdm(desc="Total", total=total, initial=count(), file=file, **style) as bar:
         for second in itertools.count(1):
             if wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits
                 break
-            bar.update(done() - bar.n)
+            bar.update(count() - bar.n)
             bar.initial = min(bar.initial, bar.n)  # no negative rate when a damaged file goes
             bar.set_description_str("Total" if bar.n < total else "Checking")
             if second % 10 == 0 and not is_terminal:
@@ -442,7 +442,7 @@ def show_progress(
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """End with 1, as 2 means a failed draft model; echo nothing, as it may be a token."""
+        """End with 1, as for all failures but a draft's; echo nothing, as it may be a token."""
         known = re.findall(r"--[\w-]+", self.format_usage())
         typed = {word.partition("=")[0] for word in sys.argv[1:]}
         near = {each for word in typed for each in get_close_matches(word, known, 1)} - typed
@@ -461,7 +461,7 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore
     for number in {signal.SIGINT, signal.SIGTERM}:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background job
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
             signal.signal(number, end_on_signal)
     loggers = [logging.getLogger(name) for name in ("modelscope", "modelscope_hub")]
     with logging_redirect_tqdm(loggers):  # above the bar; lastResort prints urllib3's warnings

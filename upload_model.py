@@ -77,7 +77,7 @@ def main() -> int:
     """Check the arguments, log in, upload the folder; return the exit code."""
     args = _parse_args()
     token = args.token or _env_token()
-    mask_tokens(args.token)  # the variables have been read
+    mask_tokens(token)  # only now, as it unsets the variables
     try:
         folder = check_arguments(args.repo_id, args.model_dir)
         if token:
@@ -120,13 +120,12 @@ def check_arguments(repo_id: str, model_dir: str) -> Path:
 
 
 def upload(repo_id: str, folder: Path, message: str) -> None:
-    """Upload a resolved `folder`; raise unless the hub lists all of it in the end.
-
-    Raises PlainError, ValueError and OSError for the folder, and what the SDK raises."""
+    """Upload a resolved `folder`; raise unless the hub lists all of it in the end: PlainError,
+    ValueError and OSError for the folder, and what the SDK raises."""
     api = Hub()
     sizes = show_progress(lambda: list_folder(folder))
     listed = show_progress(lambda: list_repo(api, repo_id))
-    missing = show_progress(lambda: find_missing(listed, folder, sizes, strict=True))
+    missing = show_progress(lambda: find_missing(listed, folder, sizes, by_size=False))
     warn(f"共 {len(sizes)} 个文件，需要上传 {len(missing)} 个")
     if missing:
         send_files(api, repo_id, folder, message, {name: sizes[name] for name in missing})
@@ -186,7 +185,7 @@ def compute_digest(path: Path) -> str:
 
 # --- the hub's list, and the transfer -------------------------------------------------------------
 def list_repo(api: Hub, repo_id: str) -> list[Any]:
-    """Return what the hub lists, [] if it can't be read; raise PlainError if there is no repo."""
+    """Return what the hub lists, [] if it answers no list; raise PlainError without a repo."""
     try:
         listed = api.list_repo_files(repo_id, "model")
     except (errors.RateLimitError, errors.RequestTimeoutError):
@@ -200,14 +199,14 @@ def list_repo(api: Hub, repo_id: str) -> list[Any]:
     raise PlainError(f"仓库 {repo_id} 不存在，或当前登录无权查看。{hint}：\n{create}")
 
 
-def find_missing(listed: list[Any], folder: Path, sizes: Sizes, strict: bool) -> list[str]:
-    """Return what the hub lacks or has with other content; if `strict`, also what has no digest."""
+def find_missing(listed: list[Any], folder: Path, sizes: Sizes, by_size: bool) -> list[str]:
+    """Return what the hub lacks or has with other content; `by_size`: its size may do as proof."""
     missing = dict.fromkeys(sizes)
-    for file in listed:
-        if file.path in sizes and file.sha256:
+    for file in (each for each in listed if each.path in sizes and not each.is_dir):
+        if file.sha256:
             is_same = file.sha256 == compute_digest(folder / file.path)
-        else:
-            is_same = not strict and file.size in (0, sizes.get(file.path))  # 0: it may be unknown
+        else:  # a size of 0 may stand for one that the hub does not know
+            is_same = by_size and file.size in (0, sizes[file.path])
         if is_same:
             missing.pop(file.path, None)
     return list(missing)
@@ -227,11 +226,11 @@ def send_files(api: Hub, repo_id: str, folder: Path, message: str, missing: Size
         failures.extend(each for each in record.args or () if isinstance(each, Exception))
         return True
 
-    # Count the bytes of the SDK's bars, which it updates also where it shows none; ours is another.
+    # The SDK tells bars of tqdm.auto, hidden or not, what it sends: count that. Ours is tqdm.tqdm.
     auto.tqdm.update = count  # type: ignore
     logging.getLogger("modelscope_hub.upload").addFilter(keep_failures)
     are_small = max(missing.values()) <= constants.UPLOAD_BLOB_PROGRESS_THRESHOLD_BYTES
-    workers = constants.API_CONNECTION_POOL_MAXSIZE if are_small else None  # the SDK's default
+    workers = constants.API_CONNECTION_POOL_MAXSIZE if are_small else None  # None: SDK's default
     what: Any = {"repo_id": repo_id, "repo_type": "model", "folder_path": folder}
     what |= {"commit_message": message, "allow_patterns": [glob.escape(name) for name in missing]}
     how: Any = {"use_cache": False, "disable_tqdm": True, "max_workers": workers}
@@ -239,7 +238,8 @@ def send_files(api: Hub, repo_id: str, folder: Path, message: str, missing: Size
         try:
             show_progress(lambda: api.upload_folder(**what, **how), total, lambda: min(sent, total))
         except errors.StorageError as error:  # it only says how many files have failed
-            raise (failures or [error])[-1] from None
+            last = (failures or [error])[-1]
+            raise last from last.__cause__  # which has more advice
 
 
 def await_list(api: Hub, repo_id: str, folder: Path, sizes: Sizes) -> list[Any]:
@@ -252,11 +252,11 @@ def await_list(api: Hub, repo_id: str, folder: Path, sizes: Sizes) -> list[Any]:
             listed, cause = api.list_repo_files(repo_id, "model"), None
         except Exception as error:  # whatever keeps the list from being read
             listed, cause = [], error
-        missing = find_missing(listed, folder, sizes, strict=False)
+        missing = find_missing(listed, folder, sizes, by_size=True)
         if not missing or time.monotonic() > deadline:
             break
         if tries == 3:
-            warn("等待仓库的文件列表显示这次提交，最多 60 秒…")
+            warn("等待仓库的文件列表显示这次提交，约 60 秒…")
         time.sleep(min(tries, 5))
     if cause:
         raise PlainError(f"已全部上传到 {repo_id}，但读不到列表，尚未核对。{AGAIN}原因：{cause!r}")
@@ -269,9 +269,9 @@ def await_list(api: Hub, repo_id: str, folder: Path, sizes: Sizes) -> list[Any]:
 # --- the same in both scripts, as each is copied alone --------------------------------------------
 TOKEN_VARIABLES = ("MODELSCOPE_API_TOKEN", "MODELSCOPE_TOKEN")
 TOKEN = re.compile(r"[A-Za-z0-9_.~+/=-]{8,}")
-SECRETS: set[str] = set()
+SECRETS: set[str] = set()  # what `hide` replaces; `mask_tokens` fills it
 IN_ADDRESSES = re.compile(r"(?i)(://)\S+(?=@)|(\?)\S*(?:key|sig|token)\w*=\S+")
-PROBE_SECONDS = min(60, constants.REPO_TREE_LIST_TIMEOUT_SECONDS)
+PROBE_SECONDS = min(60, constants.REPO_TREE_LIST_TIMEOUT_SECONDS)  # the user's limit may be lower
 
 
 def clean(value: str) -> str:
@@ -301,7 +301,7 @@ def hide_in_log(record: logging.LogRecord) -> bool:
 
 
 def mask_tokens(token: str) -> None:
-    """Mask tokens from now on; unset their variables, as a blank one would hide a stored login."""
+    """Mask all tokens; unset their variables: even a blank one would win over a stored login."""
     tokens = [token, *(clean(os.environ.pop(name, "")) for name in TOKEN_VARIABLES)]
     with contextlib.suppress(Exception):  # the SDK itself reports a login that it cannot read
         tokens.append(modelscope_hub.get_default_config().token or "")
@@ -338,19 +338,19 @@ def advise(error: BaseException | None) -> None:
 
 
 def show_progress(
-    work: Callable[[], Any], total: int = 0, done: Callable[[], int] = lambda: 0
+    work: Callable[[], Any], total: int = 0, count: Callable[[], int] = lambda: 0
 ) -> Any:
-    """Run `work()` in a thread and return its result; show `done()` of `total` bytes meanwhile."""
+    """Run `work()` in a thread, return its result; show `count()` of `total` bytes, if any."""
     is_terminal = sys.stderr.isatty() and all(os.get_terminal_size(2))  # tqdm draws none of size 0
     style: Any = {"unit": "B", "unit_scale": True, "ascii": True, "disable": False}
     style |= {"leave": total > 0, "smoothing": 0}  # the mean rate, so that an outage shows
     file = sys.stderr if is_terminal else open(os.devnull, "w")  # noqa: SIM115
     future = ThreadPoolExecutor(1).submit(work)
-    with tqdm(desc="Total", total=total, initial=done(), file=file, **style) as bar:
+    with tqdm(desc="Total", total=total, initial=count(), file=file, **style) as bar:
         for second in itertools.count(1):
             if wait([future], timeout=1).done:  # Windows takes Ctrl-C between two waits
                 break
-            bar.update(done() - bar.n)
+            bar.update(count() - bar.n)
             bar.initial = min(bar.initial, bar.n)  # no negative rate when a damaged file goes
             bar.set_description_str("Total" if bar.n < total else "Checking")
             if second % 10 == 0 and not is_terminal:
@@ -362,7 +362,7 @@ def show_progress(
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """End with 1, as 2 means a failed draft model; echo nothing, as it may be a token."""
+        """End with 1, as for all failures but a draft's; echo nothing, as it may be a token."""
         known = re.findall(r"--[\w-]+", self.format_usage())
         typed = {word.partition("=")[0] for word in sys.argv[1:]}
         near = {each for word in typed for each in get_close_matches(word, known, 1)} - typed
@@ -381,7 +381,7 @@ if __name__ == "__main__":
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # type: ignore
     for number in {signal.SIGINT, signal.SIGTERM}:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background job
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
             signal.signal(number, end_on_signal)
     loggers = [logging.getLogger(name) for name in ("modelscope", "modelscope_hub")]
     with logging_redirect_tqdm(loggers):  # above the bar; lastResort prints urllib3's warnings
