@@ -68,18 +68,16 @@ class Scenario:
 
 
 FAST = {"rate": 50 * MB}
-SLOW_DISK = {"target": "slow disk"}
+SLOW = {"target": "slow disk"}
 SCENARIOS = [
     Scenario("3 x 600 MB, 50 MB/s a connection", 3, 600 * MB, **FAST),
     Scenario("3 x 600 MB, 50 MB/s a connection, to a disk", 3, 600 * MB, **FAST, target="disk"),
     Scenario("1 x 2 GB, 50 MB/s a connection", 1, 2000 * MB, **FAST),
     Scenario("24 x 140 MB, 50 MB/s a connection", 24, 140 * MB, **FAST),
     Scenario("24 x 140 MB, 50 MB/s a connection, to a disk", 24, 140 * MB, **FAST, target="disk"),
-    Scenario("3 x 600 MB, 50 MB/s a connection, to a slow disk", 3, 600 * MB, **FAST, **SLOW_DISK),
-    Scenario("8 x 240 MB, 50 MB/s a connection, to a slow disk", 8, 240 * MB, **FAST, **SLOW_DISK),
-    Scenario(
-        "1 x 1.2 GB, 20 MB/s a connection, to a slow disk", 1, 1200 * MB, 20 * MB, **SLOW_DISK
-    ),
+    Scenario("3 x 600 MB, 50 MB/s a connection, to a slow disk", 3, 600 * MB, **FAST, **SLOW),
+    Scenario("8 x 240 MB, 50 MB/s a connection, to a slow disk", 8, 240 * MB, **FAST, **SLOW),
+    Scenario("1 x 1.2 GB, 20 MB/s a connection, to a slow disk", 1, 1200 * MB, 20 * MB, **SLOW),
     Scenario("200 small files, 50 ms", 200, 10_000, latency=0.05, suffix="json"),
     Scenario("1000 small files", 1000, 10_000, suffix="json"),
     Scenario("3 x 600 MB, nothing capped", 3, 600 * MB),
@@ -91,7 +89,7 @@ SCENARIOS = [
         *(12, 300 * MB),
         start="half",
         **FAST,
-        **SLOW_DISK,
+        **SLOW,
     ),
     Scenario("upload 4 x 100 MB", 4, 100 * MB, upload=True),
     Scenario("upload 4 x 100 MB, 50 MB/s a connection", 4, 100 * MB, **FAST, upload=True),
@@ -191,13 +189,6 @@ def make_target(scenario: Scenario, disk: str | None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def why_not(scenario: Scenario, disk: str | None) -> str:
-    """Why this machine can't run a scenario, or nothing."""
-    if scenario.target == "slow disk":
-        return why_none()
-    return "" if disk or scenario.target != "disk" else "--disk names none"
-
-
 def run(scenario: Scenario, disk: str | None, runs: int) -> dict[str, list[float]]:
     """Run each tool `runs` times, in turn."""
     with (
@@ -221,7 +212,8 @@ def main() -> None:
     for scenario in SCENARIOS:
         if args.only not in scenario.name:
             continue
-        if reason := why_not(scenario, args.disk):
+        lacking = {"disk": "" if args.disk else "--disk names none", "slow disk": why_none()}
+        if reason := lacking.get(scenario.target):
             print(f"{scenario.name}: skipped, {reason}")
         else:
             scenario.size = max(1, int(scenario.size * args.size))

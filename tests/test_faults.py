@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.hub import Fault, Hub, faults
+from tests.hub import Fault, Hub, Response, faults
 from tests.support.cases import BIG, FILES, MODEL, download, lists_big, snapshot, upload, uploaded
 from tests.support.client import PARTS, Client, Result, tree
 
@@ -37,7 +37,7 @@ DOWNLOAD_FAULTS = [
     ("-- +- +. +- +.", "429", BUSY),
     ("-- +- +. +- +.", "500", BROKEN),
     ("-- +- +- +- +-", "web page", PAGE),
-    (".. +- +. +- +.", "redirect to itself", faults.redirect("#")),
+    (".. +- +. +- +.", "redirect to itself", lambda _: Response(302, headers={"Location": "#"})),
     ("++ +- .. .. ..", "Success is false", REFUSED),
     ("-- +- .. .. ..", "no data", NO_DATA),
     ("-- +- .. .. ..", "cut JSON", CUT_JSON),

@@ -90,11 +90,6 @@ def changed(change: Callable[[bytes], bytes], *, announced: bool = True) -> Faul
     return fault
 
 
-def redirect(location: str) -> Fault:
-    """Another address, such as one of a storage host."""
-    return called("redirect", lambda answer: Response(302, headers={"Location": location}))
-
-
 def first(action: Callable[[], object], then: Fault = passes) -> Fault:
     """Something else happens before the answer."""
 
