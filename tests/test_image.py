@@ -6,7 +6,6 @@ import contextlib
 import re
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -42,11 +41,10 @@ def builders() -> Iterator[dict[str, Builder]]:
         tempfile.TemporaryDirectory() as folder,
         contextlib.closing(Docker(Path(folder, "docker"))) as docker,
         contextlib.closing(Buildah(Path(folder, "buildah"))) as buildah,
-        ThreadPoolExecutor() as pool,
     ):
         base = make_base(Path(folder, "base"))
-        for _ in pool.map(lambda made: made("build", "-t", BASE, base), (docker, buildah)):
-            pass
+        for builder in (docker, buildah):
+            builder("build", "-t", BASE, base)
         yield {"docker": docker, "buildah": buildah}
 
 

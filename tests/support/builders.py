@@ -75,6 +75,7 @@ def make_base(folder: Path) -> Path:
     for name in ("passwd", "group"):
         shutil.copy(debian / f"usr/share/base-passwd/{name}.master", debian / "etc" / name)
     base = lay(folder / "base", {"Dockerfile": b"FROM scratch\nADD debian.tar /\nUSER 65534\n"})
+    shutil.rmtree(debian / "usr/share")  # most of the files, all for people
     run("tar", "-cf", base / "debian.tar", "-C", debian, ".")
     return base
 
