@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable
 
 import pytest
 import yaml
 
 from tests.hub import Store
-from tests.support.cases import DRAFT, FILES, MODEL, uploaded
+from tests.support.cases import DRAFT, FILES, MODEL, posix, uploaded
 from tests.support.client import ROOT, SCRIPTS, Client, Result, lay, source
 from tests.support.jobs import EXAMPLES, FINGERPRINT, shell
-from tests.support.readme import BOTH, blocks
+from tests.support.readme import block
 from tests.support.real_hub import RealHub
 
 BASE, SMALLER, OWN = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-0.6B", "you/your-model"  # as the jobs have them
-TOKEN = "ms-secret-token"
-RunJob = Callable[[], Result]
 
 
 # --- the jobs -------------------------------------------------------------------------------------
@@ -43,69 +39,59 @@ def test_example_builds_at_night_and_uploads_on_a_tag() -> None:
 
 def test_builds_of_the_jobs_and_of_the_page_are_given_what_the_fingerprint_is_of() -> None:
     names = set(re.findall(r'"((?:MODEL|SPEC_DRAFT)_\w+)"', source(FINGERPRINT)))
-    [nightly] = [block for block in blocks(BOTH) if FINGERPRINT in block]
-    for text in (nightly, *map(source, EXAMPLES.values())):
+    for text in (block(FINGERPRINT), *map(source, EXAMPLES.values())):
         given = set(re.findall(r"--build-arg (\w+)", text))
         assert names | {"MODELSCOPE_ENDPOINT", "REFRESH"} <= given
         assert "--secret id=modelscope_token,env=MODELSCOPE_API_TOKEN" in text
         assert "SPEC_DRAFT_OPTIONAL" not in text
 
 
-@pytest.fixture(params=EXAMPLES)
-def run_job(request: pytest.FixtureRequest, client: Client, store: Store) -> RunJob:
-    """Runs the upload job as GitHub or GitLab would, on a runner that has our scripts."""
-    if sys.platform == "win32":
-        pytest.skip("the runner is Linux")
+@posix
+@pytest.mark.parametrize("system", EXAMPLES)
+def test_upload_job_needs_the_script_and_the_model_but_not_the_draft(
+    client: Client, store: Store, system: str
+) -> None:
+    token = store.add_user("you")
     for name, model in ((BASE, FILES), (SMALLER, FILES), (OWN, {})):
         store.add(name, model)
-    store.users[TOKEN] = "you"
     lay(client.work, {name: source(name).encode() for name in SCRIPTS})
     lay(client.work, {"variables": b"", "awq-out/config.json": b"{}"})
-    script, env = shell(request.param, "upload", TOKEN)
+    script, env = shell(system, "upload", token)
     script = f'pip() {{ :; }}\n{script}\necho "draft: $SPEC_DRAFT_MODEL_ID."'
 
-    def run() -> Result:
+    def run() -> tuple[int, bool, Result]:
+        """Run the job; return its code, whether it came to the upload, and all of it."""
         result = client.run("bash", "-ec", script, **env | {"GITHUB_ENV": "./variables"})
-        assert TOKEN not in result.out + result.err
-        return result
+        assert token not in result.out + result.err
+        return result.code, "Uploading" in result.out, result
 
-    return run
-
-
-def test_upload_job_needs_the_model_but_not_the_draft(run_job: RunJob, store: Store) -> None:
-    result = run_job()
-    assert (result.code, result.lines[-1]) == (0, f"draft: {SMALLER}."), result
+    *ends, result = run()
+    assert (*ends, result.lines[-1]) == (0, True, f"draft: {SMALLER}."), result
     assert uploaded(store, OWN) == {"config.json": b"{}"}
     del store.models[SMALLER]
-    result = run_job()
-    assert (result.code, result.lines[-1]) == (0, "draft: ."), result
+    *ends, result = run()
+    assert (*ends, result.lines[-1]) == (0, True, "draft: ."), result
     assert "The draft model failed; going on without it." in result.out
     del store.models[BASE]
-    result = run_job()
-    assert (result.code, "Uploading" in result.out) == (1, False)
-
-
-def test_upload_job_fails_without_the_script(run_job: RunJob, client: Client) -> None:
+    assert run()[:2] == (1, False)
     (client.work / "download_model.py").unlink()  # Python exits with 2
-    result = run_job()
-    assert (result.code, "Uploading" in result.out) == (1, False), result
+    assert run()[:2] == (1, False)
 
 
 # --- the fingerprint ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def fingerprint(client: Client) -> Callable[..., Result]:
-    """Runs the program on MODEL and DRAFT."""
+def fingerprint(client: Client, **env: str) -> Result:
+    """Run the program on MODEL and DRAFT."""
     names = {"MODEL_ID": MODEL, "SPEC_DRAFT_MODEL_ID": DRAFT}
-    return lambda **env: client.run("python", ROOT / FINGERPRINT, **names | env)
+    return client.run("python", ROOT / FINGERPRINT, **names | env)
 
 
 def test_fingerprint_changes_with_a_model_not_its_card(
-    client: Client, store: Store, token: str, fingerprint: Callable[..., Result]
+    client: Client, store: Store, token: str
 ) -> None:
     def state(**env: str) -> str:
-        result = fingerprint(**env)
+        result = fingerprint(client, **env)
         assert (result.code, token in result.err) == (0, False), result
         return result.out
 
@@ -131,20 +117,18 @@ def test_fingerprint_finds_a_model_that_only_the_international_site_has(real: Re
 
 
 @pytest.mark.parametrize("missing", [MODEL, DRAFT])
-def test_fingerprint_fails_without_a_list(
-    store: Store, missing: str, fingerprint: Callable[..., Result]
-) -> None:
+def test_fingerprint_fails_without_a_list(client: Client, store: Store, missing: str) -> None:
     for name in {MODEL, DRAFT} - {missing}:
         store.add(name, FILES)
-    result = fingerprint()
+    result = fingerprint(client)
     assert (result.code, result.out) == (1, "")
     assert f"{missing}: the file list could not be read: NotExistError(" in result.err
     store.add(missing, {})
-    result = fingerprint()
+    result = fingerprint(client)
     assert (result.code, result.out) == (1, "")
     assert result.err.endswith(f"{missing}: the hub lists no files (revision=master)\n")
 
 
-def test_fingerprint_shows_no_token_that_cannot_be_one(fingerprint: Callable[..., Result]) -> None:
-    result = fingerprint(MODELSCOPE_API_TOKEN="ms-two\nlines")
+def test_fingerprint_shows_no_token_that_cannot_be_one(client: Client) -> None:
+    result = fingerprint(client, MODELSCOPE_API_TOKEN="ms-two\nlines")
     assert (result.code, result.out, "lines" in result.err) == (1, "", False)

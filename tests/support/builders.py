@@ -6,7 +6,6 @@ from Debian's packages, so nothing is pulled.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -14,17 +13,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-import tarfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.hub import Hub
-from tests.support.client import Client, Result, tree, wait_until
+from tests.support.client import ROOT, Client, Result, lay, tree, wait_until
 
 BASE = "python:3.12-slim"  # what the Dockerfile and the README name
-DEBIAN = "python3,python3-pip,ca-certificates"
 TOOLS = ("dockerd", "buildah", "debootstrap", "docker-registry")
 ADVICE = "To build images, be root: apt-get install docker.io buildah debootstrap docker-registry"
 DEADLINE = 300  # seconds for a command
@@ -60,92 +56,71 @@ def start(log: Path, ready: str, *command: str | Path) -> subprocess.Popen[bytes
     return service
 
 
-def make_tree(folder: Path) -> None:
-    """Make the file system of BASE, alike to the official one in what matters here."""
-    run("debootstrap", "--variant=minbase", f"--include={DEBIAN}", "bookworm", folder)
-    for marker in folder.glob("usr/lib/python3*/EXTERNALLY-MANAGED"):
-        marker.unlink()
-    (folder / "usr/bin/python").symlink_to("python3")
-    (folder / "etc/resolv.conf").write_text("")
-    # In a build, pip finds packages as it does here.
-    listed = run(sys.executable, "-m", "pip", "config", "list")
-    settings = dict(re.findall(r"\.(index-url|cert|trusted-host)='(.+)'$", listed, re.MULTILINE))
-    if "cert" in settings:
-        shutil.copy(settings["cert"], folder / "etc/pip.pem")
-        settings["cert"] = "/etc/pip.pem"
-    lines = ["[global]", *(f"{key} = {value}" for key, value in settings.items())]
-    (folder / "etc/pip.conf").write_text("\n".join(lines))
+def make_base(folder: Path) -> Path:
+    """Make what BASE is built from. It is harder on a build than the official image is.
 
-
-@dataclass
-class Image:
-    """What a builder has saved: an image's configuration, and a tar file for each layer."""
-
-    config: dict
-    layers: list[bytes]
-
-    @property
-    def digests(self) -> list[str]:
-        return self.config["rootfs"]["diff_ids"]
-
-    def held(self, folder: str = "") -> dict[str, bytes]:
-        """The files whose path begins with `folder`, by the rest of their path."""
-        held = {}
-        for layer in self.layers:
-            with tarfile.open(fileobj=io.BytesIO(layer)) as tar:
-                held |= {e.name: tar.extractfile(e).read() for e in tar if e.isfile()}
-        return {k.removeprefix(folder): v for k, v in held.items() if k.startswith(folder)}
-
-    def count(self, text: str) -> int:
-        """In how many layers a text is; the configuration, which has the history, is one more."""
-        parts = [*self.layers, json.dumps(self.config).encode()]
-        return sum(text.encode() in part for part in parts)
+    It has no `python`, a pip that wants to leave Debian's packages alone, and a user.
+    """
+    # Programs run without being configured, which would take longer than all the rest.
+    fetch = ("--download-only", "--variant=minbase", "--include=python3-pip")
+    run("debootstrap", *fetch, "bookworm", folder / "packages")
+    debian = folder / "debian"
+    for package in folder.glob("packages/var/cache/apt/archives/*.deb"):
+        run("dpkg-deb", "--extract", package, debian)
+    # Builds install what was fetched once, so they need no index, and no settings for one.
+    wheels = ("--only-binary=:all:", "--python-version=3.11", "--dest", debian / "wheels")
+    run(sys.executable, "-m", "pip", "download", *wheels, "-r", ROOT / "requirements.txt")
+    settings = b"[global]\nindex-url = file:///wheels\nfind-links = /wheels\nretries = 1\n"
+    lay(debian / "etc", {"pip.conf": settings, "resolv.conf": b""})
+    for name in ("passwd", "group"):
+        shutil.copy(debian / f"usr/share/base-passwd/{name}.master", debian / "etc" / name)
+    base = lay(folder / "base", {"Dockerfile": b"FROM scratch\nADD debian.tar /\nUSER 65534\n"})
+    shutil.rmtree(debian / "usr/share")  # most of the files, all for people
+    run("tar", "-cf", base / "debian.tar", "-C", debian, ".")
+    return base
 
 
 class Builder:
     """A folder `root` with a storage, and a command `docker` in `root / "bin"`."""
 
-    save: str  # the words that write an image as `docker save` does
-
     def __init__(self, root: Path, command: str, options: str, export: str) -> None:
         self.root, self.bin = root, root / "bin"
-        self.bin.mkdir(parents=True)
         shim = SHIM.format(command=command, options=options, export=export)
-        (self.bin / "docker").write_text(shim)
+        lay(self.bin, {"docker": shim.encode()})
         (self.bin / "docker").chmod(0o755)
 
-    def __call__(self, words: str) -> str:
-        return run(self.bin / "docker", *words.split())
+    def __call__(self, *words: str | Path) -> str:
+        return run(self.bin / "docker", *words)
 
-    def image(self, tag: str = "my-model") -> Image:
-        file = self.root / "image.tar"
-        full = tag if ":" in tag else f"{tag}:latest"  # or all that are called so are saved
-        self(self.save.format(tag=full, file=file))
-        with tarfile.open(file) as tar:
-            [manifest] = json.load(tar.extractfile("manifest.json"))
-            config = json.load(tar.extractfile(manifest["Config"]))
-            layers = [tar.extractfile(layer).read() for layer in manifest["Layers"]]
-        file.unlink()
-        return Image(config, layers)
+    def export(self, copy: str) -> dict[str, bytes]:
+        """The files of an image that has nothing but what the instruction `copy` brings."""
+        context = lay(self.root / "own", {"Dockerfile": f"FROM scratch\n{copy}\n".encode()})
+        self("build", "--output", self.root / "out", context)
+        files = tree(self.root / "out")
+        shutil.rmtree(self.root / "out")
+        return files
 
-    def kept(self, model_id: str) -> list[bytes]:
-        """What broken builds of a model have left in the cache mount, which is in one of these."""
+    def baked(self, tag: str = "my-model") -> dict[str, bytes]:
+        """The files of both models in an image."""
+        files = self.export(f"COPY --from={tag} /model /")
+        del files["SHA256SUMS"]
+        return files
+
+    def kept(self, model_id: str) -> set[str]:
+        """The files that failed builds of a model have left in the cache mount."""
         places = ("buildah-cache*/modelscope", "data/overlay2/*/diff", "data/vfs/dir/*")
-        folders = (f for place in places for f in self.root.glob(f"{place}/{model_id}@*"))
-        return [data for folder in folders for data in tree(folder).values()]
+        snapshot = f"{model_id}@*/models/*/snapshots/*"
+        return {f.name for place in places for f in self.root.glob(f"{place}/{snapshot}/*.*")}
 
     def close(self) -> None:
-        """Remove all that is here."""
+        """Unmount what a build has left."""
         for line in Path("/proc/mounts").read_text().splitlines()[::-1]:
             if (folder := line.split()[1]).startswith(f"{self.root}/"):
                 run("umount", folder)
-        shutil.rmtree(self.root)
 
 
 class Docker(Builder):
-    """An engine of its own, without a network of its own, that has the base image."""
-
-    save = "save --output {file} {tag}"
+    """An engine of its own, without a network of its own."""
 
     def __init__(self, root: Path) -> None:
         if not all(map(shutil.which, TOOLS)) or os.geteuid():
@@ -153,13 +128,17 @@ class Docker(Builder):
         socket = f"unix://{root}/docker.sock"
         export = f"export DOCKER_HOST={socket} DOCKER_BUILDKIT=1"
         super().__init__(root, "/usr/bin/docker", "--network host", export)
-        make_tree(root / "debian")
-        run("tar", "-cf", root / "base.tar", "-C", root / "debian", ".")
         off = "--iptables=false --ip6tables=false --ip-forward=false --bridge=none"
         own = f"--data-root={root}/data --exec-root={root}/exec --pidfile={root}/pid"
         command = f"dockerd {off} {own} --host={socket}".split()
         self.engine = start(root / "log", "API listen on", *command)
-        self(f"import {root}/base.tar {BASE}")
+
+    def image(self, tag: str = "my-model") -> dict:
+        """What the engine tells of an image."""
+        return json.loads(self("image", "inspect", tag))[0]
+
+    def layers(self, tag: str = "my-model") -> list[str]:
+        return self.image(tag)["RootFS"]["Layers"]
 
     def close(self) -> None:
         self.engine.terminate()
@@ -170,15 +149,14 @@ class Docker(Builder):
 class Buildah(Builder):
     """Its `docker build` is what the README says of buildah; the rest are its own commands."""
 
-    save = "push --quiet {tag} docker-archive:{file}"
-
-    def __init__(self, root: Path, docker: Docker) -> None:
+    def __init__(self, root: Path) -> None:
         command = f"buildah --root {root}/storage --runroot {root}/run"
         # A build's log goes where Docker's goes.
         options = "--isolation chroot --layers --force-rm --logfile /dev/stderr"
         super().__init__(root, command, options, f"export TMPDIR={root}")
-        docker(docker.save.format(tag=BASE, file=root / "base.tar"))
-        self(f"pull --quiet docker-archive:{root}/base.tar")
+
+    def layers(self, tag: str = "my-model") -> list[str]:
+        return json.loads(self("inspect", "--type=image", tag))["Docker"]["rootfs"]["diff_ids"]
 
 
 class Clone(Client):
@@ -200,13 +178,9 @@ class Clone(Client):
 
     def build(self, *options: str, check: bool = True, **args: str) -> Result:
         """Build my-model on `scratch`, or on another SERVE_IMAGE; `args` are build arguments."""
-        return self.sh(build_command(*options, **args), check=check)
-
-
-def build_command(*options: str, **args: str) -> str:
-    args = {"SERVE_IMAGE": "scratch", **args}
-    words = [*options, *(f"--build-arg={name}={value}" for name, value in args.items())]
-    return shlex.join(["docker", "build", "-t", "my-model", *words, "."])
+        args = {"SERVE_IMAGE": "scratch", **args}
+        words = [*options, *(f"--build-arg={name}={value}" for name, value in args.items())]
+        return self.sh(shlex.join(["docker", "build", "-t", "my-model", *words, "."]), check=check)
 
 
 class Registry:

@@ -20,6 +20,12 @@ def blocks(text: str, language: str = "sh") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
+def block(words: str) -> str:
+    """The block that has these words, on either page."""
+    [found] = {text for text in blocks(BOTH) if words in text}
+    return found
+
+
 def table(text: str, head: str = "") -> list[list[str]]:
     """The rows of the first table in `text`, or of the one whose head begins with `head`."""
     start = re.search(rf"^\| {re.escape(head)}", text, re.MULTILINE).start()
@@ -29,4 +35,4 @@ def table(text: str, head: str = "") -> list[list[str]]:
 
 def codes(text: str) -> list[str]:
     """What stands between backquotes."""
-    return re.findall(r"`([^`]+)`", text)
+    return re.findall(r"`([^`\n]+)`", text)
