@@ -1,7 +1,5 @@
 """What only an engine shows of the Dockerfile: images built against the stand-in hub, for real."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import tempfile

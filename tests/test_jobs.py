@@ -1,7 +1,5 @@
 """The CI jobs that readers copy, as far as they need no engine; `test_image.py` runs the others."""
 
-from __future__ import annotations
-
 import re
 
 import pytest
@@ -15,9 +13,6 @@ from tests.support.readme import block
 from tests.support.real_hub import RealHub
 
 BASE, SMALLER, OWN = "Qwen/Qwen3-1.7B", "Qwen/Qwen3-0.6B", "you/your-model"  # as the jobs have them
-
-
-# --- the jobs -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", [*EXAMPLES.values(), ".github/workflows/ci.yml"])
@@ -76,9 +71,6 @@ def test_upload_job_needs_the_script_and_the_model_but_not_the_draft(
     assert run()[:2] == (1, False)
     (client.work / "download_model.py").unlink()  # Python exits with 2
     assert run()[:2] == (1, False)
-
-
-# --- the fingerprint ------------------------------------------------------------------------------
 
 
 def fingerprint(client: Client, **env: str) -> Result:

@@ -1,7 +1,5 @@
 """How the files of two models become the layers of an image; test_image builds the image."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """What a reader of the two pages copies works, and they say what the scripts say."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -38,9 +36,6 @@ def clone(client: Client) -> Client:
     shutil.copytree(ROOT / "tests/hub", client.work / "tests/hub")
     del client.env["MODELSCOPE_ENDPOINT"]
     return client
-
-
-# --- blocks ---------------------------------------------------------------------------------------
 
 
 @posix
@@ -101,9 +96,6 @@ def test_what_comes_down_is_loaded_without_a_network_also_after_going_up(clone: 
     for cache, name in (("model", MAIN), ("model", DRAFT), ("check", OWN)):
         result = clone.run(*load, snapshot(Path(cache), name), timeout=200, HF_HUB_OFFLINE="1")
         assert result.lines[-1:] == [SENTENCES[0]], result
-
-
-# --- tables, names and links ----------------------------------------------------------------------
 
 
 def test_table_of_options_is_that_of_the_scripts(client: Client) -> None:

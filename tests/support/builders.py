@@ -4,8 +4,6 @@ Each has a command `docker`, so the commands of the README run as they stand, an
 from Debian's packages, so nothing is pulled.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -1,7 +1,5 @@
 """The shell of the CI examples, as a runner would have it."""
 
-from __future__ import annotations
-
 import yaml
 
 from tests.support.client import ROOT

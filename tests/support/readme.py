@@ -1,7 +1,5 @@
 """The two pages as their users read them: the blocks and the tables that they copy from."""
 
-from __future__ import annotations
-
 import re
 
 from tests.support.client import ROOT
