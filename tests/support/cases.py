@@ -29,14 +29,14 @@ SIZE = len(FILES[BIG])
 TOTAL = sum(map(len, FILES.values()))
 NAMES = {"MODEL_ID": MODEL, "REPO_ID": MODEL, "MODEL_DIR": "folder"}  # what both scripts work on
 Env = dict[str, str]
+Words = Sequence[str]
 SOON = {  # an upload fails, where it would wait for the list, or the SDK would go on trying
     "MODELSCOPE_REPO_TREE_LIST_TIMEOUT_SECONDS": "1",
     "MODELSCOPE_UPLOAD_COMMIT_MAX_ATTEMPTS": "1",
 }
-Words = Sequence[str]
 SUCCESS = ["Model download successful!", "Resolved model_dir: {}"]
 TRIED_AGAIN = "trying again"  # what the download says of another try
-SLOW_DISK = "import os, time; os.fsync = lambda file: time.sleep(4)"  # for `client.at_start`
+SLOW_DISK = "os.fsync, time.perf_counter = lambda file: time.sleep(4), time.monotonic"  # at_start
 
 in_both_ways = pytest.mark.parametrize("env", [{}, PARTS], ids=["in one stream", "in parts"])
 posix = pytest.mark.skipif(sys.platform == "win32", reason="what only POSIX has")

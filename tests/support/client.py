@@ -82,7 +82,9 @@ class Client:
             "PYTHONPATH": str(self.site),
             **SHORT_WAITS,
         }
-        self.at_start("import os; os.fsync = lambda file: None")  # on every machine, a fast disk
+        # On every machine, and however busy it is, the download measures a fast disk.
+        self.at_start("import itertools, os, time; os.fsync = lambda file: None")
+        self.at_start("time.perf_counter = itertools.count(step=1e-9).__next__")
         if sys.platform == "win32":  # nothing starts there without the one; the other is HOME
             self.env |= {"SYSTEMROOT": os.environ["SYSTEMROOT"], "USERPROFILE": str(self.home)}
 
