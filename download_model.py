@@ -61,9 +61,9 @@ except Exception as error:  # no home for this user, a bad setting
 
 DEFAULT_MODEL = "YukinoStuki/Qwen3-4B-Plus-Merged"
 DEFAULT_REVISION = "master"
-PAUSE = min(8, constants.DOWNLOAD_RETRY_MAX_DELAY_SECONDS)  # seconds between two tries
-OUTAGE_SECONDS = 22 * PAUSE  # some three minutes: how long to keep retrying a dead link
-READ_IN_TIME = constants.DOWNLOAD_LOW_SPEED_WINDOW_SECONDS * 2**26  # bytes, at 67 MB/s
+PAUSE = min(8, constants.DOWNLOAD_RETRY_MAX_DELAY_SECONDS)  # seconds between two rounds
+OUTAGE_SECONDS = 22 * PAUSE  # 176 s: how long a link may be dead
+READ_IN_TIME = constants.DOWNLOAD_LOW_SPEED_WINDOW_SECONDS * 2**26  # bytes, of a disk of 67 MB/s
 TRANSIENT = (requests.RequestException, NetworkError, RateLimitError, ServerError)
 # What the SDK adds to a name: .incomplete while the file comes in one stream; _FIRST_LAST, of its
 # bytes, for each part; .parallel_tmp while it joins the parts, deleting each that it has copied.
@@ -84,8 +84,8 @@ def parse_args() -> argparse.Namespace:
     draft, revision = "SPEC_DRAFT_MODEL_ID", "SPEC_DRAFT_MODEL_REVISION"
     add("--draft_model_name", default=env(draft, ""), help=f"draft model; default: ${draft}")
     add("--draft_revision", default=env(revision, DEFAULT_REVISION), help=f"default: ${revision}")
-    is_on, text = clean(env("SPEC_DRAFT_OPTIONAL", "")) == "1", "or SPEC_DRAFT_OPTIONAL=1"
-    parser.add_argument("--draft_optional", action="store_true", default=is_on, help=text)
+    flag: Any = {"action": "store_true", "default": clean(env("SPEC_DRAFT_OPTIONAL", "")) == "1"}
+    parser.add_argument("--draft_optional", **flag, help="it may fail (or SPEC_DRAFT_OPTIONAL=1)")
     return parser.parse_args()
 
 
@@ -145,7 +145,7 @@ def download(model_id: str, revision: str, cache_dir: str) -> Path:
     on_disk = functools.partial(count_bytes, folder, files)
     total = sum(file.size for file in files.values())
     check_space(folder, total - on_disk())
-    # What `snapshot_download` calls, too, but without a list of files.
+    # `snapshot_download` calls this, too, but takes no list of files.
     fetch = functools.partial(api.download_repo, model_id, "model", local_dir=folder, **place)
     show_progress(lambda: fetch_files(fetch, folder, files), total, on_disk)
     check_folder(folder, files)
@@ -207,7 +207,7 @@ def find_folder(model_id: str, place: dict[str, str]) -> Path:
         folder = Path(snapshot_download(model_id, **place, local_files_only=True))
     except CacheNotFound as error:  # not there yet; this is where it will be
         return Path(str(error.cache_dir))
-    # SDKs before 1.38 used OWNER/NAME and left a list in it, .msc; people use that name, too.
+    # SDKs before 1.38 used OWNER/NAME, with a list, .msc. Without one, it is the user's own folder.
     repo_folder = Path(place["cache_dir"], "models", model_id.replace("/", "--"))
     if repo_folder not in folder.parents and not (folder / ".msc").exists():
         raise FileExistsError(f"{folder} is not a download (no .msc): use another --cache_dir")
@@ -239,7 +239,7 @@ def tidy_leftovers(folder: Path, files: Files) -> None:
         with contextlib.suppress(OSError):  # it isn't there, or the disk is read-only
             (folder / f"{name}.parallel_tmp").unlink(missing_ok=True)
             if 0 < incomplete.stat().st_size == file.size:
-                incomplete.replace(folder / name)  # the SDK would start it anew
+                incomplete.replace(folder / name)  # the SDK would start it anew, not hash it
 
 
 def check_space(folder: Path, missing: int) -> None:
@@ -253,7 +253,7 @@ def check_space(folder: Path, missing: int) -> None:
 
 
 def check_folder(folder: Path, files: Files) -> None:
-    """Raise FileNotFoundError unless `folder` has all of `files`; warn about what else it has."""
+    """Raise FileNotFoundError if a file isn't there (the SDK checks digests); warn about others."""
     if missing := sorted(name for name in files if not (folder / name).is_file()):
         raise FileNotFoundError(ENOENT, f"missing after the download: {missing}", str(folder))
     if extra := sorted(scan(folder).keys() - files.keys() - {".msc", ".mdl", ".mv"}):  # old SDKs'
@@ -280,37 +280,37 @@ def fetch_files(fetch: Any, folder: Path, files: Files) -> None:
 
 
 def may_retry(failed: Failed, idle_rounds: int, idle_seconds: float) -> bool:
-    """Return whether to try again, after so many rounds and seconds without progress."""
+    """Return whether to try again: after progress; else once, or for a while on network errors."""
     causes = [cause.__cause__ or cause for cause in failed.values()]  # the SDK wraps most of them
     if any(type(cause) is errors.FileIntegrityError for cause in causes):
-        return False  # the SDK got a wrong digest three times; a wrong size is of a subclass
+        return False  # a wrong digest, three times; a wrong size (a subclass) may be tried again
     if idle_rounds == 0:
         return True
-    network = [cause for cause in causes if isinstance(cause, TRANSIENT)]
-    local = [cause for cause in causes if isinstance(cause, OSError) and cause not in network]
-    if any(not isinstance(cause, FileNotFoundError) for cause in local):
-        return False  # the disk failed; a file that is not found was taken by another run
-    return idle_rounds == 1 or (bool(network) and idle_seconds < OUTAGE_SECONDS)
+    not_disk = (*TRANSIENT, FileNotFoundError)  # the last: another run has taken the file
+    if any(isinstance(cause, OSError) and not isinstance(cause, not_disk) for cause in causes):
+        return False  # the disk has failed
+    is_network = any(isinstance(cause, TRANSIENT) for cause in causes)
+    return idle_rounds == 1 or (is_network and idle_seconds < OUTAGE_SECONDS)
 
 
 def fetch_round(fetch: Any, folder: Path, files: Files, is_first: bool) -> Failed:
     """Let the SDK try each of `files`; return those that failed, each with its cause.
 
-    A large file goes on as it began: in one stream, or in parts. A new one comes in parts where
-    these are faster, but only in the first round, as a proxy may refuse them."""
-    on_disk = scan(folder)  # a large file under its own name is whole, or damaged, which is rare
+    A large file goes on as it began: in one stream, or in parts. A new one comes in parts if that
+    is faster, in the first round only: a proxy may refuse it. Without a digest: always in parts."""
+    on_disk = scan(folder)  # under its own name, a file is whole, or, rarely, damaged: one stream
     large = {name for name, file in files.items() if file.size > LARGE and name not in on_disk}
     in_stream = {name for name in large if f"{name}.incomplete" in on_disk}
     in_parts = (large & {LEFTOVER.sub("", name) for name in on_disk}) - in_stream
     new = large - in_stream - in_parts
     if is_first and are_parts_faster(folder, len(new)):
         in_parts |= new
-    # To resume a stream, the SDK opens the connection, then hashes what is on disk, and gives up
-    # after a minute without data: so these go first, few enough for a slow disk to read in time.
+    # To resume a stream, the SDK connects, then hashes the bytes on disk, and fails if it receives
+    # nothing for a minute: so these files go first, so few at once that a slow disk keeps up.
     longest = max((on_disk[f"{name}.incomplete"] for name in in_stream), default=0)
     begun = [files[name] for name in sorted(in_stream)]
     failed = fetch_some(fetch, begun, in_parts, at_once=READ_IN_TIME // max(1, longest))
-    # Of CONNECTIONS, a file in parts takes PARTS_AT_ONCE, any other file takes one.
+    # Each file in parts takes PARTS_AT_ONCE of the CONNECTIONS; what is left goes to streams.
     at_once = max(CONNECTIONS // PARTS_AT_ONCE, CONNECTIONS - len(in_parts) * (PARTS_AT_ONCE - 1))
     others = [file for name, file in files.items() if name not in in_stream]
     return failed | fetch_some(fetch, others, in_parts, at_once)
@@ -335,7 +335,7 @@ def are_parts_faster(folder: Path, count: int) -> bool:
 
 def fetch_some(fetch: Any, files: list[FileInfo], in_parts: set[str], at_once: int) -> Failed:
     """Let the SDK download `files`, some at once; return those that failed, each with its cause."""
-    # With a size, the SDK fetches a large file in parts; without one, only the digest is checked.
+    # A size is how to ask the SDK for parts. Without a digest, it is also the only check.
     sizes = {f.path: f.size or None for f in files if f.path in in_parts or not f.sha256}
     listed = [{"Path": f.path, "Sha256": f.sha256, "Size": sizes.get(f.path)} for f in files]
     try:
@@ -464,7 +464,7 @@ if __name__ == "__main__":
         if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
             signal.signal(number, end_on_signal)
     loggers = [logging.getLogger(name) for name in ("modelscope", "modelscope_hub")]
-    with logging_redirect_tqdm(loggers):  # above the bar; lastResort prints urllib3's warnings
+    with logging_redirect_tqdm(loggers):  # above the bar; lastResort: for loggers without handlers
         for handler in (logging.lastResort, *loggers[0].handlers, *loggers[1].handlers):
             handler.addFilter(hide_in_log)  # type: ignore
         os._exit(main())  # Python would wait for running threads

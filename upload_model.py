@@ -189,7 +189,7 @@ def list_repo(api: Hub, repo_id: str) -> list[Any]:
     try:
         listed = api.list_repo_files(repo_id, "model")
     except (errors.RateLimitError, errors.RequestTimeoutError):
-        return []  # it would answer no other question either
+        return []  # so all is sent; it would not answer `repo_exists` either
     except (errors.APIError, ValueError, TypeError, AttributeError, LookupError):
         listed = []  # it is nonsense, or the repo is new and has no list
     if listed or ask(lambda: api.repo_exists(repo_id, "model"), otherwise=True):
@@ -200,7 +200,7 @@ def list_repo(api: Hub, repo_id: str) -> list[Any]:
 
 
 def find_missing(listed: list[Any], folder: Path, sizes: Sizes, by_size: bool) -> list[str]:
-    """Return what the hub lacks or has with other content; `by_size`: its size may do as proof."""
+    """Return what the hub lacks or has otherwise; `by_size`: without a digest, the size decides."""
     missing = dict.fromkeys(sizes)
     for file in (each for each in listed if each.path in sizes and not each.is_dir):
         if file.sha256:
@@ -226,20 +226,20 @@ def send_files(api: Hub, repo_id: str, folder: Path, message: str, missing: Size
         failures.extend(each for each in record.args or () if isinstance(each, Exception))
         return True
 
-    # The SDK tells bars of tqdm.auto, hidden or not, what it sends: count that. Ours is tqdm.tqdm.
+    # The SDK reports what it sends to bars of tqdm.auto, even hidden ones; our bar is a tqdm.tqdm.
     auto.tqdm.update = count  # type: ignore
     logging.getLogger("modelscope_hub.upload").addFilter(keep_failures)
     are_small = max(missing.values()) <= constants.UPLOAD_BLOB_PROGRESS_THRESHOLD_BYTES
     workers = constants.API_CONNECTION_POOL_MAXSIZE if are_small else None  # None: SDK's default
-    what: Any = {"repo_id": repo_id, "repo_type": "model", "folder_path": folder}
-    what |= {"commit_message": message, "allow_patterns": [glob.escape(name) for name in missing]}
-    how: Any = {"use_cache": False, "disable_tqdm": True, "max_workers": workers}
+    options: Any = {"repo_id": repo_id, "repo_type": "model", "folder_path": folder}
+    options |= {"commit_message": message, "allow_patterns": list(map(glob.escape, missing))}
+    options |= {"use_cache": False, "disable_tqdm": True, "max_workers": workers}
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):  # the SDK's report
         try:
-            show_progress(lambda: api.upload_folder(**what, **how), total, lambda: min(sent, total))
+            show_progress(lambda: api.upload_folder(**options), total, lambda: min(sent, total))
         except errors.StorageError as error:  # it only says how many files have failed
             last = (failures or [error])[-1]
-            raise last from last.__cause__  # which has more advice
+            raise last from last.__cause__  # not from `error`: `advise` follows the causes
 
 
 def await_list(api: Hub, repo_id: str, folder: Path, sizes: Sizes) -> list[Any]:
@@ -252,7 +252,7 @@ def await_list(api: Hub, repo_id: str, folder: Path, sizes: Sizes) -> list[Any]:
             listed, cause = api.list_repo_files(repo_id, "model"), None
         except Exception as error:  # whatever keeps the list from being read
             listed, cause = [], error
-        missing = find_missing(listed, folder, sizes, by_size=True)
+        missing = find_missing(listed, folder, sizes, by_size=True)  # no digest: just sent
         if not missing or time.monotonic() > deadline:
             break
         if tries == 3:
@@ -384,7 +384,7 @@ if __name__ == "__main__":
         if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background job ignores Ctrl-C
             signal.signal(number, end_on_signal)
     loggers = [logging.getLogger(name) for name in ("modelscope", "modelscope_hub")]
-    with logging_redirect_tqdm(loggers):  # above the bar; lastResort prints urllib3's warnings
+    with logging_redirect_tqdm(loggers):  # above the bar; lastResort: for loggers without handlers
         for handler in (logging.lastResort, *loggers[0].handlers, *loggers[1].handlers):
             handler.addFilter(hide_in_log)  # type: ignore
         os._exit(main())  # Python would wait for running threads

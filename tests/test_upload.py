@@ -436,8 +436,8 @@ def test_change_after_the_check_does_not_matter(client: Client, hub: Hub, folder
 
 @posix
 def test_terminal_shows_one_bar_that_moves_within_a_file(client: Client, hub: Hub) -> None:
-    lay(client.work / "folder", {BIG: FILES[BIG] * 5})
-    hub.rate = 2_500_000
+    lay(client.work / "folder", {BIG: FILES[BIG] * 20})  # far more than a connection keeps
+    hub.rate = 12_500_000
     hub.queue("blob", status(500))  # it is sent twice, yet counts no more than 100 %
     hub.store.add(MODEL, FILES | {"old.bin": b"1"})  # to be warned of, when the bar has been drawn
     result = upload(client, before=IN_TERMINAL)
