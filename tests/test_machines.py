@@ -22,14 +22,14 @@ from tests.support.cases import (
     TRIED_AGAIN,
     Env,
     Words,
+    assert_done,
     assert_failed,
     disk,
     download,
     posix,
     snapshot,
-    uploaded,
 )
-from tests.support.client import DOWNLOAD, PARTS, UPLOAD, Client, Result, lay, tree
+from tests.support.client import DOWNLOAD, PARTS, UPLOAD, Client, lay, tree
 
 INTERRUPTED = "Interrupted. Run the same command again to resume."
 HOMES = {"MODELSCOPE_HOME": "home", "MODELSCOPE_CACHE": "home/cache"}
@@ -45,13 +45,6 @@ def script(
     store.add(MODEL, FILES if request.param == DOWNLOAD else {})
     client.env |= NAMES
     return request.param
-
-
-def assert_done(client: Client, hub: Hub, script: Words, result: Result) -> None:
-    """All has come to where it was to go."""
-    assert result.code == 0, result
-    place = uploaded(hub.store) if script == UPLOAD else tree(snapshot(client.work))
-    assert place == FILES
 
 
 # --- disks and rights -----------------------------------------------------------------------------
@@ -101,7 +94,7 @@ def test_home_that_cannot_be_written_names_the_variables_to_set(
     client.home.chmod(0o555)
     result = client.run(*NO_OVERRIDE, *script)
     assert_failed(result, "MODELSCOPE_HOME and MODELSCOPE_CACHE")
-    assert_done(client, hub, script, client.run(*NO_OVERRIDE, *script, **HOMES))
+    assert_done(client, hub.store, script, client.run(*NO_OVERRIDE, *script, **HOMES))
 
 
 # --- Python, its streams and its packages ---------------------------------------------------------
@@ -121,9 +114,8 @@ def test_result_of_a_quick_run_begins_a_line_in_a_terminal(
 @pytest.mark.parametrize("env", [IN_C, {"PYTHONIOENCODING": "cp1252"}], ids=["C", "cp1252"])
 def test_ascii_terminal_gets_escapes(client: Client, script: Words, env: Env) -> None:
     lay(client.work / "模型", FILES | {"模型.pem": b"1"})  # to be warned about
-    result = client.run(
-        *script, "--cache_dir" if script == DOWNLOAD else "--model-dir", "模型", **env
-    )
+    option = "--cache_dir" if script == DOWNLOAD else "--model-dir"
+    result = client.run(*script, option, "模型", **env)
     assert result.code == 0, result
     assert (result.out + result.err).isascii()
     assert "\\u" in result.out + result.err
@@ -133,7 +125,7 @@ def test_ascii_terminal_gets_escapes(client: Client, script: Words, env: Env) ->
 def test_torch_is_not_imported(client: Client, hub: Hub, script: Words) -> None:
     torch = b"import pathlib; pathlib.Path('imported').touch(); raise OSError('no driver')"
     lay(client.site, {"torch/__init__.py": torch})
-    assert_done(client, hub, script, client.run(*script))
+    assert_done(client, hub.store, script, client.run(*script))
     assert not (client.work / "imported").exists()
 
 
@@ -192,5 +184,5 @@ def test_ignored_ctrl_c_stays_ignored(client: Client, hub: Hub, script: Words) -
     hub.rate = 1_000_000
     process = client.start(*IGNORE_SIGINT, *script)
     result = client.interrupt(process, when=lambda: has_moved(hub))
-    assert_done(client, hub, script, result)
+    assert_done(client, hub.store, script, result)
     assert INTERRUPTED not in result.err

@@ -19,6 +19,7 @@ from tests.support.cases import (
     SLOW_DISK,
     TOTAL,
     Env,
+    assert_done,
     assert_downloaded,
     assert_failed,
     assert_uploaded,
@@ -267,7 +268,7 @@ def start_over(client: Client, store: Store, way: str) -> None:
 def test_run_goes_on_after_kills_at_random(client: Client, hub: Hub, token: str, way: str) -> None:
     print(f"seed {(seed := random.randrange(10**9))}")  # to run the same again
     chance, kills = random.Random(seed), 0
-    script = UPLOAD if way == "upload" else DOWNLOAD
+    script, files = (UPLOAD, LARGE) if way == "upload" else (DOWNLOAD, FILES)
     env = NAMES | (PARTS if way == "in parts" else {})
     lay(client.work / "folder", LARGE)
     start_over(client, hub.store, way)
@@ -285,7 +286,4 @@ def test_run_goes_on_after_kills_at_random(client: Client, hub: Hub, token: str,
             start_over(client, hub.store, way)
     result = client.run(*script, **env)
     assert "WARNING" not in result.err, result
-    if way == "upload":
-        assert_uploaded(hub.store, result, LARGE)
-    else:
-        assert_downloaded(client, result)
+    assert_done(client, hub.store, script, result, files)

@@ -84,6 +84,16 @@ def assert_uploaded(
     assert uploaded(store, model) == files
 
 
+def assert_done(
+    client: Client, store: Store, script: Words, result: Result, files: dict[str, bytes] = FILES
+) -> None:
+    """All has come to where the script was to bring it."""
+    if script == UPLOAD:
+        assert_uploaded(store, result, files)
+    else:
+        assert_downloaded(client, result, files)
+
+
 def assert_failed(result: Result, *words: str, code: int = 1) -> None:
     """An honest failure: its code, one line that says so, its words, and no traceback."""
     shown = result.out + result.err
