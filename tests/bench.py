@@ -209,10 +209,10 @@ def main() -> None:
     parser.add_argument("--disk", help="folder on a disk, for the rows that say so")
     args = parser.parse_args()
     rows, spreads = [], []
+    lacking = {"disk": "" if args.disk else "--disk names none", "slow disk": why_none()}
     for scenario in SCENARIOS:
         if args.only not in scenario.name:
             continue
-        lacking = {"disk": "" if args.disk else "--disk names none", "slow disk": why_none()}
         if reason := lacking.get(scenario.target):
             print(f"{scenario.name}: skipped, {reason}")
         else:
